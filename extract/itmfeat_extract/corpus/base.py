@@ -1,0 +1,49 @@
+"""What every reader returns: images, captions and which belongs to which."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itmfeat.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SplitFractions:
+    """How to split a dataset that comes without splits: seeded, by image.
+
+    `val` and `test` are fractions of the images in [0, 1); what is left is `train`.
+    """
+
+    val: float = 0.0
+    test: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A dataset as the extractor sees it. Captions of one image stand together, in image order."""
+
+    name: str
+    root: Path  # image_files are relative to it
+    image_ids: list[str]  # unique
+    image_files: list[str]
+    image_splits: list[str]  # one of SPLITS an image
+    captions: list[str]
+    caption_ids: list[int]  # unique: COCO annotation ids, Karpathy sentids, or a running number
+    caption_image: NDArray[np.int64]  # (captions,) row of the image each caption belongs to
+
+    def __post_init__(self) -> None:
+        images, captions = len(self.image_ids), len(self.captions)
+        if not images or not captions:
+            raise DataError(f"{self.name}: no image with a caption found below {self.root}")
+        lengths = (len(self.image_files), len(self.image_splits), len(self.caption_ids))
+        if lengths != (images, images, captions) or self.caption_image.shape != (captions,):
+            raise ValueError("the columns of a corpus differ in length")
+        if len(set(self.image_ids)) != images:
+            raise DataError(f"{self.name}: an image stands twice in the annotations")
+        if np.any(np.diff(self.caption_image) < 0) or not (0 <= self.caption_image[0]):
+            raise ValueError("captions must stand in image order")
