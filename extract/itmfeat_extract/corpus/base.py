@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, UsageError
 
 SPLITS = ("train", "val", "test")
 
@@ -22,6 +22,15 @@ class SplitFractions:
     test: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+            raise UsageError(
+                f"the split fractions val={self.val} and test={self.test} must each be at least 0 "
+                "and together less than 1, so that images are left to train on"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"the split seed {self.seed} must lie between 0 and {2**32 - 1}")
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -35,6 +44,7 @@ class Corpus:
     captions: list[str]
     caption_ids: list[int]  # unique: COCO annotation ids, Karpathy sentids, or a running number
     caption_image: NDArray[np.int64]  # (captions,) row of the image each caption belongs to
+    origin: str = ""  # which files were read, how they were split, what was left out: for the log
 
     def __post_init__(self) -> None:
         images, captions = len(self.image_ids), len(self.captions)
@@ -43,7 +53,13 @@ class Corpus:
         lengths = (len(self.image_files), len(self.image_splits), len(self.caption_ids))
         if lengths != (images, images, captions) or self.caption_image.shape != (captions,):
             raise ValueError("the columns of a corpus differ in length")
+        if not set(self.image_splits) <= set(SPLITS):
+            raise ValueError(f"a split of a corpus is none of {', '.join(SPLITS)}")
         if len(set(self.image_ids)) != images:
             raise DataError(f"{self.name}: an image stands twice in the annotations")
-        if np.any(np.diff(self.caption_image) < 0) or not (0 <= self.caption_image[0]):
+        if len(set(self.caption_ids)) != captions:
+            raise DataError(f"{self.name}: two captions in the annotations have the same id")
+        if np.any(np.diff(self.caption_image) < 0):
             raise ValueError("captions must stand in image order")
+        if self.caption_image[0] < 0 or self.caption_image[-1] >= images:
+            raise ValueError("a caption belongs to no image")

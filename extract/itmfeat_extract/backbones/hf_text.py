@@ -1,0 +1,197 @@
+"""Text transformers of the transformers library: one `Family` for each `config.model_type`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from itmfeat.errors import DataError, unknown
+from itmfeat_extract.backbones import hub
+from itmfeat_extract.backbones.base import Encoded, Fingerprint, Tokenized
+from itmfeat_extract.backbones.placement import Placement, place, readable
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to load the text encoder of a model type and to read its answer.
+
+    `pooled` is an attribute of the answer, or the mean over a caption's tokens: the poolers of BERT's family
+    are trained for another task, or not at all.
+    """
+
+    architecture: str
+    pooled: Literal["mean", "text_embeds", "pooler_output"] = "mean"
+    projection: str | None = None  # a weight that a checkpoint may lack: then nothing is pooled
+    with_pooler: bool = True  # False: the class takes add_pooling_layer=False
+    padded_positions: bool = False  # positions count from the padding id, so the table is longer
+    fixed: bool = False  # trained on captions padded to full length, without a mask
+    lower: bool = False  # trained on lower case, whatever its tokenizer does
+
+
+BERT = Family("BertModel", with_pooler=False)
+CLIP = Family("CLIPTextModelWithProjection", "text_embeds", "text_projection.weight")
+SIGLIP = Family("SiglipTextModel", "pooler_output", fixed=True, lower=True)
+
+FAMILIES: dict[str, Family] = {
+    "bert": BERT,
+    "roberta": Family("RobertaModel", with_pooler=False, padded_positions=True),
+    "mpnet": Family("MPNetModel", with_pooler=False, padded_positions=True),
+    "distilbert": Family("DistilBertModel"),
+    "clip": CLIP,
+    "clip_text_model": CLIP,
+    "siglip": SIGLIP,
+    "siglip_text_model": SIGLIP,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TransformersText:
+    """A text transformer, seen as a sequence of tokens; special tokens are kept, padding is not."""
+
+    name: str
+    origin: Fingerprint  # the checkpoint's
+    vocabulary: str  # sha256 of the tokenizer's files
+    placement: Placement
+    model: Any
+    tokenizer: Any
+    family: Family
+    pooled: str  # "none" where the checkpoint lacks the projection
+    dim: int
+    pooled_dim: int
+    max_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """The id to pad with; 0 where the tokenizer names none and a mask hides it anyway."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    @property
+    def pad_to(self) -> int | None:
+        """The full length for models without a mask."""
+        return self.max_length if self.family.fixed else None
+
+    def tokenize(self, captions: list[str]) -> Tokenized:
+        """Ids with special tokens, at most `max_length` a caption."""
+        if self.family.lower:
+            captions = [caption.lower() for caption in captions]
+        ids = self._ids(captions)
+        long = [row for row, each in enumerate(ids) if len(each) > self.max_length]
+        # A cut tokenizer keeps the special tokens at the end, which cutting here would lose.
+        short = self._ids([captions[row] for row in long], max_length=self.max_length)
+        for row, each in zip(long, short, strict=True):
+            ids[row] = each
+        return Tokenized(ids, len(long))
+
+    @torch.inference_mode()
+    def encode(self, ids: Tensor, lengths: Tensor) -> Encoded:
+        """Ids (B, L) in int64, padded with `pad_id`, lengths (B,) -> vectors (B, L, D), pooled (B, P)."""
+        batch_length = ids.shape[1]
+        if self.pad_to is not None:
+            ids = F.pad(ids, (0, self.pad_to - batch_length), value=self.pad_id)
+        ids, lengths = ids.to(self.placement.device), lengths.to(self.placement.device)
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, L)
+        with self.placement.autocast():
+            answer = self.model(input_ids=ids, attention_mask=None if self.family.fixed else mask.long())
+        vectors = answer.last_hidden_state
+        pooled = self._pooled(answer, vectors, mask)
+        return Encoded(readable(vectors[:, :batch_length]), pooled)
+
+    def fingerprint(self) -> Fingerprint:
+        """Weights, tokenizer and precision."""
+        return {
+            **self.origin,
+            "tokenizer": self.vocabulary,
+            "architecture": type(self.model).__name__,
+            "layer": "last_hidden_state",
+            "pooled": self.pooled,
+            "dtype": self.placement.dtype_name,
+            "max_length": self.max_length,
+            "case": "lower" if self.family.lower else "as its tokenizer does",
+        }
+
+    def _ids(self, captions: list[str], max_length: int | None = None) -> list[list[int]]:
+        if not captions:
+            return []
+        # verbose=False: a caption beyond the model's length is counted here, not warned of.
+        encoded = self.tokenizer(
+            captions, truncation=max_length is not None, max_length=max_length, verbose=False
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def _pooled(self, answer: Any, vectors: Tensor, mask: Tensor) -> Tensor | None:
+        """The answer, its vectors (B, L, D) and the tokens' mask (B, L) -> (B, P), or None."""
+        if self.pooled == "none":
+            return None
+        if self.pooled != "mean":
+            return readable(answer[self.pooled])
+        weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1).to(vectors.dtype)  # (B, 1, L)
+        return readable((weight @ vectors).squeeze(1))
+
+
+def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None) -> TransformersText:
+    """The text encoder of a checkpoint, also of one that holds a vision encoder beside it."""
+    placement = place(device, dtype)
+    folder, model_type = checkpoint.folder, checkpoint.model_type
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise unknown(f"text model type (of {checkpoint.name})", model_type, list(FAMILIES))
+    tokenizer = _tokenizer(folder)
+    options = {} if family.with_pooler else {"add_pooling_layer": False}
+    optional = [family.projection] if family.projection else []
+    model, missing = hub.load_model(family.architecture, folder, optional, **options)
+    config, pooled = model.config, "none" if missing else family.pooled
+    return TransformersText(
+        checkpoint.name,
+        checkpoint.fingerprint(),
+        hub.digest([folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]),
+        placement,
+        model.to(placement.device),
+        tokenizer,
+        family,
+        pooled,
+        config.hidden_size,
+        _pooled_dim(pooled, config),
+        _max_length(tokenizer, family, config),
+    )
+
+
+def _tokenizer(folder: Path) -> Any:
+    with hub.quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # missing or damaged files, a package for an old format
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DataError(f"{folder.name} has no tokenizer that can be loaded: {reason}") from error
+
+
+def _pooled_dim(pooled: str, config: Any) -> int:
+    if pooled == "none":
+        return 0
+    if pooled == "text_embeds" or (pooled == "pooler_output" and hasattr(config, "projection_size")):
+        return int(config.projection_dim if pooled == "text_embeds" else config.projection_size)
+    return int(config.hidden_size)
+
+
+def _max_length(tokenizer: Any, family: Family, config: Any) -> int:
+    positions = int(config.max_position_embeddings)
+    if family.padded_positions:
+        positions -= config.pad_token_id + 1
+    # A tokenizer without a limit says some 1e30.
+    return min(positions, int(tokenizer.model_max_length))

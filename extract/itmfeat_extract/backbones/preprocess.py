@@ -1,0 +1,188 @@
+"""From a picture to uint8 pixels of a fixed size, in Pillow and numpy alone.
+
+transformers' own image processors want torchvision for many models, and return floats: four times the bytes
+between the workers and the device. What stands in a checkpoint's `preprocessor_config.json` is read
+here instead, and followed to the pixel. Subtracting the mean happens on the device (`placement.Normaliser`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from itmfeat.errors import DataError
+from itmfeat_extract.backbones.base import Fingerprint
+from itmfeat_extract.backbones.hub import read_json
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+HALF = [0.5, 0.5, 0.5]
+# What a processor of transformers does where its file does not say, by the name before `ImageProcessor`.
+# An integer size means the shortest edge for some and a square for others.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": {
+        "size": {"shortest_edge": 224},
+        "crop_size": 224,
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    },
+    "Bit": {
+        "size": {"shortest_edge": 224},
+        "crop_size": 224,
+        "do_center_crop": True,
+        "resample": 3,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    },
+    "ViT": {
+        "size": {"height": 224, "width": 224},
+        "resample": 2,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+    "Siglip": {
+        "size": {"height": 224, "width": 224},
+        "resample": 3,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop; then (pixel * rescale - mean) / std on the device."""
+
+    resize: int | tuple[int, int]  # the shortest edge, or (height, width) whatever the proportions
+    crop: tuple[int, int] | None  # (height, width) cut from the centre
+    resample: Image.Resampling
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float = 1 / 255
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what comes out."""
+        if self.crop is not None:
+            return self.crop
+        assert not isinstance(self.resize, int), "a size that depends on the picture"
+        return self.resize
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Any picture -> pixels (H, W, 3)."""
+        image = to_rgb(image)
+        height, width = self._resized(image.height, image.width)
+        if (image.width, image.height) != (width, height):
+            image = image.resize((width, height), self.resample)
+        if self.crop is not None and (height, width) != self.crop:
+            image = _centre(image, *self.crop)
+        return np.array(image)
+
+    def fingerprint(self) -> Fingerprint:
+        """Every number that decides a pixel's value."""
+        return {
+            "resize": "crop" if isinstance(self.resize, int) else "squash",
+            "resize_to": self.resize if isinstance(self.resize, int) else list(self.resize),
+            "size": list(self.size),
+            "resample": self.resample.name.lower(),
+            "rescale": self.rescale,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not isinstance(self.resize, int):
+            return self.resize
+        longest = int(self.resize * max(height, width) / min(height, width))
+        return (longest, self.resize) if width <= height else (self.resize, longest)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB from any mode: as a viewer would show it, transparency on white.
+
+    Sixteen bits of grey keep their upper eight: Pillow alone would clip everything above 255 to white.
+    """
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "F":
+        image = image.convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The centre; what lies beyond a smaller picture is black."""
+    # Rounds down where there is too much and where there is too little, as transformers does.
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def read(folder: Path, default: str) -> Preprocessing:
+    """The preprocessing that a checkpoint's folder asks for; `default` is its family's processor."""
+    config = _processor_config(folder)
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default
+    kind = kind.split("ImageProcessor")[0].split("FeatureExtractor")[0]
+    if kind not in DEFAULTS:
+        known = ", ".join(DEFAULTS)
+        raise DataError(f"{folder.name}: no image processor {kind!r} here; known are {known}")
+    given = {key: value for key, value in config.items() if value is not None}
+    try:
+        return _preprocessing(DEFAULTS[kind] | given, "shortest_edge" in DEFAULTS[kind]["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder.name}: its image preprocessing cannot be followed ({error}): a fixed height and "
+            "width are needed"
+        ) from error
+
+
+def _preprocessing(config: dict[str, Any], by_edge: bool) -> Preprocessing:
+    if not config.get("do_resize", True) or config.get("do_pad", False):
+        raise ValueError("it does not resize, or pads")
+    size = config["size"]
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if by_edge else {"height": size, "width": size}
+    crop = _height_width(config["crop_size"]) if config.get("do_center_crop") else None
+    resize = size["shortest_edge"] if set(size) == {"shortest_edge"} else _height_width(size)
+    if crop is None and isinstance(resize, int):
+        raise ValueError("the shortest edge alone is given")
+    normalise = config.get("do_normalize", True)
+    mean, std = (config["image_mean"], config["image_std"]) if normalise else ([0.0] * 3, [1.0] * 3)
+    return Preprocessing(
+        resize,
+        crop,
+        Image.Resampling(config["resample"]),
+        _triple(mean),
+        _triple(std),
+        config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
+    )
+
+
+def _height_width(size: "int | dict[str, int]") -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _processor_config(folder: Path) -> dict[str, Any]:
+    """transformers 5 saves what belongs to a whole model in `processor_config.json`, one level deeper."""
+    for file, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (folder / file).is_file():
+            config = read_json(folder / file)
+            found = config if key is None else config.get(key)
+            if isinstance(found, dict):
+                return found
+    raise DataError(f"{folder.name} has no preprocessor_config.json: it says how pictures are resized")

@@ -1,0 +1,100 @@
+"""From what the annotations say of each image to a `Corpus`: the way that all readers share."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from itmfeat.errors import DataError, UsageError
+from itmfeat_extract.corpus.annotations import one_line
+from itmfeat_extract.corpus.base import Corpus, SplitFractions
+from itmfeat_extract.corpus.splits import DEFAULT, draw
+
+LAYOUT = "data/README.md shows the layout"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as an annotation file names it."""
+
+    id: str
+    files: tuple[str, ...]  # the names it may go by in an image folder, likeliest first
+    split: str | None  # None in all rows of a dataset that comes without splits
+    captions: list[str]
+    caption_ids: list[int]
+
+
+def assemble(
+    name: str,
+    root: Path,
+    rows: Sequence[Row],
+    *,
+    source: str,
+    folders: Sequence[str],
+    fractions: SplitFractions | None,
+) -> Corpus:
+    """Find the images of `rows` in `folders` below root, and split them if `source` did not."""
+    if not rows:
+        raise DataError(f"{name}: {source} names no image")
+    splits, said = _splits(name, rows, source, fractions)
+    return Corpus(
+        name=name,
+        root=root,
+        image_ids=[row.id for row in rows],
+        image_files=_locate(name, root, rows, source, folders),
+        image_splits=splits,
+        captions=[_caption(raw, row, source) for row in rows for raw in row.captions],
+        caption_ids=[number for row in rows for number in row.caption_ids],
+        caption_image=np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows]),
+        origin=f"{source}; {said}",
+    )
+
+
+def _splits(
+    name: str, rows: Sequence[Row], source: str, fractions: SplitFractions | None
+) -> tuple[list[str], str]:
+    own = [row.split for row in rows if row.split is not None]
+    if own and fractions is not None:
+        raise UsageError(f"{name} has its own splits ({source}): leave the split fractions out")
+    if own:
+        return own, "splits as given there"
+    chosen = fractions or DEFAULT
+    said = f"splits drawn at random: val {chosen.val:g}, test {chosen.test:g}, seed {chosen.seed}"
+    return draw(len(rows), chosen), said
+
+
+def _caption(raw: str, row: Row, source: str) -> str:
+    caption = one_line(raw)
+    if not caption:
+        raise DataError(f"{source}: image {row.files[0]} has an empty caption")
+    return caption
+
+
+def _locate(name: str, root: Path, rows: Sequence[Row], source: str, folders: Sequence[str]) -> list[str]:
+    """The file of each image, relative to root: one listing a folder, for COCO has 123k files."""
+    there = _listing(root, folders, {os.path.dirname(file) for row in rows for file in row.files})
+    found = [next((path for path in _paths(folders, row.files) if path in there), None) for row in rows]
+    missing = [row.files[0] for row, path in zip(rows, found, strict=True) if path is None]
+    if missing:
+        raise DataError(
+            f"{name}: {len(missing)} of the {len(rows)} images in {source} are missing, the first "
+            f"is {missing[0]}: put the image files into {root / folders[0]} ({LAYOUT})"
+        )
+    return [path for path in found if path is not None]
+
+
+def _listing(root: Path, folders: Sequence[str], inner: Iterable[str]) -> set[str]:
+    there: set[str] = set()
+    for path in {path for part in inner for path in _paths(folders, [part])}:
+        try:
+            there.update(f"{path.rstrip('/')}/{file}" for file in os.listdir(root / path))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return {path.lstrip("/") for path in there}
+
+
+def _paths(folders: Sequence[str], files: Iterable[str]) -> Iterable[str]:
+    """Every file in every folder, in the order of preference; the folder "" is root itself."""
+    return (f"{folder}/{file}" if folder else file for file in files for folder in folders)

@@ -1,0 +1,255 @@
+"""Decode, forward, write: the features of a corpus into a cache, overlapped and resumable.
+
+The unit of work is a range of items that is always processed in the same batches, so a file that was
+interrupted and resumed has the same bytes as one written in one go. While the device works on a range,
+threads decode the next ones and another thread writes the last.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from itmfeat.cache import SPLITS, FeatureFile, FeatureSpec, FeatureWriter, write_index
+from itmfeat.errors import DataError
+from itmfeat_extract.backbones import ImageBackbone, TextBackbone
+from itmfeat_extract.corpus import Corpus
+from itmfeat_extract.tokens import TokenPolicy
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being extracted, items done and items in all."""
+
+IMAGE_RANGE, TEXT_RANGE, TEXT_BATCH = 64, 2048, 64
+AHEAD = 2  # ranges that are decoded in advance
+VERSIONS = ("torch", "transformers", "pillow", "numpy", "h5py", "itmfeat")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to extract, whatever the backbone."""
+
+    dtype: str = "float16"
+    workers: int = 2  # threads that decode images
+    device: str = "cpu"
+
+
+def write_corpus(corpus: Corpus, cache: Path) -> str:
+    """Write the index of a corpus into a cache folder, or check the one there; returns its digest."""
+    strings = {"image_id": corpus.image_ids, "image_file": corpus.image_files, "caption": corpus.captions}
+    columns: dict[str, NDArray[np.generic]] = {
+        "image_split": np.array([SPLITS.index(split) for split in corpus.image_splits], np.uint8),
+        "caption_id": np.array(corpus.caption_ids, np.int64),
+        "caption_image": corpus.caption_image.astype(np.int64),
+    }
+    return write_index(cache / "dataset.h5", corpus.name, strings, columns)
+
+
+def extract_images(
+    corpus: Corpus,
+    dataset: str,
+    path: Path,
+    backbone: ImageBackbone,
+    policy: TokenPolicy,
+    settings: Settings,
+    progress: Progress,
+) -> Path:
+    """Image features of a corpus into `path`; a finished file with the same settings stays as it is."""
+    count = len(corpus.image_files)
+    spec = FeatureSpec(
+        kind="image",
+        backbone=backbone.name,
+        dataset=dataset,
+        lengths=np.full(count, policy.regions(backbone), np.int64),
+        dim=backbone.dim,
+        pooled_dim=backbone.pooled_dim,
+        tokens=str(policy),
+        range_items=IMAGE_RANGE,
+        **_provenance(backbone.fingerprint(), settings),
+    )
+    if _finished(path, spec):
+        progress(backbone.name, count, count)
+        return path
+
+    def decode(row: int) -> NDArray[np.uint8]:
+        file = corpus.root / corpus.image_files[row]
+        try:
+            with Image.open(file) as image:
+                return backbone.preprocess(image)
+        except Exception as error:  # Pillow raises many kinds for broken files
+            raise DataError(f"{file} cannot be read as an image ({error}); replace or remove it") from error
+
+    with FeatureWriter(path, spec) as writer:
+        with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
+            done = count - sum(len(writer.items(index)) for index in writer.pending)
+            for index, pixels in ranges:
+                encoded = backbone.encode(torch.from_numpy(pixels))
+                features = policy.apply(encoded, backbone)
+                writes.add(index, features=features, pooled=encoded.pooled)
+                done += len(pixels)
+                progress(backbone.name, done, count)
+        return writer.finish()
+
+
+def extract_texts(
+    corpus: Corpus,
+    dataset: str,
+    path: Path,
+    backbone: TextBackbone,
+    settings: Settings,
+    progress: Progress,
+) -> Path:
+    """Token features of all captions into `path`; each range is batched by length, to pad little."""
+    tokenized = backbone.tokenize(corpus.captions)
+    ids, count = tokenized.ids, len(corpus.captions)
+    lengths = np.array([len(tokens) for tokens in ids], np.int64)
+    fingerprint = backbone.fingerprint() | {"truncated": tokenized.truncated}
+    spec = FeatureSpec(
+        kind="text",
+        backbone=backbone.name,
+        dataset=dataset,
+        lengths=lengths,
+        dim=backbone.dim,
+        pooled_dim=backbone.pooled_dim,
+        range_items=TEXT_RANGE,
+        **_provenance(fingerprint, settings),
+    )
+    if _finished(path, spec):
+        progress(backbone.name, count, count)
+        return path
+    with FeatureWriter(path, spec) as writer:
+        with _Writes(writer) as writes:
+            done = count - sum(len(writer.items(index)) for index in writer.pending)
+            for index in writer.pending:
+                items = writer.items(index)
+                vectors, pooled = _encode_range(backbone, [ids[item] for item in items])
+                writes.add(index, features=vectors, pooled=pooled)
+                done += len(items)
+                progress(backbone.name, done, count)
+        return writer.finish()
+
+
+def _encode_range(
+    backbone: TextBackbone, ids: list[list[int]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Token ids of a range -> its vectors one after another (V, D), and pooled vectors (items, P)."""
+    lengths = np.array([len(tokens) for tokens in ids])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    vectors = np.empty((int(starts[-1]), backbone.dim), np.float32)
+    pooled = np.empty((len(ids), backbone.pooled_dim), np.float32) if backbone.pooled_dim else None
+    order = np.argsort(lengths, kind="stable")
+    for first in range(0, len(order), TEXT_BATCH):
+        chosen = order[first : first + TEXT_BATCH]
+        width = backbone.pad_to or int(lengths[chosen].max())
+        padded = torch.full((len(chosen), width), backbone.pad_id)
+        for row, item in enumerate(chosen):
+            padded[row, : lengths[item]] = torch.tensor(ids[item])
+        encoded = backbone.encode(padded, torch.from_numpy(lengths[chosen]))
+        found = encoded.vectors.float().cpu().numpy()
+        for row, item in enumerate(chosen):
+            vectors[starts[item] : starts[item + 1]] = found[row, : lengths[item]]
+        if pooled is not None and encoded.pooled is not None:
+            pooled[chosen] = encoded.pooled.float().cpu().numpy()
+    return vectors, pooled
+
+
+@contextmanager
+def _decoded(
+    writer: FeatureWriter, decode: Callable[[int], NDArray[np.uint8]], workers: int
+) -> Iterator[Iterator[tuple[int, NDArray[np.uint8]]]]:
+    """The pending ranges as stacked pixels (B, H, W, 3), decoded in advance by threads."""
+    pool = ThreadPoolExecutor(max(1, workers), "decode")
+
+    def ranges() -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        waiting: deque[tuple[int, list[Future[NDArray[np.uint8]]]]] = deque()
+        for index in writer.pending:
+            waiting.append((index, [pool.submit(decode, row) for row in writer.items(index)]))
+            if len(waiting) > AHEAD:
+                yield _stacked(waiting.popleft())
+        while waiting:
+            yield _stacked(waiting.popleft())
+
+    try:
+        yield ranges()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stacked(waiting: tuple[int, list[Future[NDArray[np.uint8]]]]) -> tuple[int, NDArray[np.uint8]]:
+    index, futures = waiting
+    return index, np.stack([future.result() for future in futures])
+
+
+class _Writes:
+    """A thread that narrows, checksums and writes finished ranges while the device goes on."""
+
+    def __init__(self, writer: FeatureWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(1, "write")
+        self._last: Future[None] | None = None
+
+    def add(self, index: int, features: Any, pooled: Any) -> None:
+        """Hand over a range: tensors or arrays, features (vectors, D) and pooled (items, P) or None."""
+        self._wait()
+        payloads = {"features": features} if pooled is None else {"features": features, "pooled": pooled}
+        self._last = self._pool.submit(self._write, index, payloads)
+
+    def _write(self, index: int, payloads: dict[str, Any]) -> None:
+        arrays = {
+            name: value.float().cpu().numpy() if isinstance(value, torch.Tensor) else value
+            for name, value in payloads.items()
+        }
+        self._writer.write(index, **arrays)
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+    def __enter__(self) -> "_Writes":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._wait()
+
+
+def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Where features come from, as the attributes of a feature file."""
+    return {
+        "dtype": settings.dtype,
+        "fingerprint": json.dumps(fingerprint, sort_keys=True),
+        "versions": json.dumps({name: version(name) for name in VERSIONS}, sort_keys=True),
+    }
+
+
+def _finished(path: Path, spec: FeatureSpec) -> bool:
+    """Whether the file is there and holds what was asked; a DataError if it holds something else.
+
+    Other library versions do not count: a finished file is not extracted again for those.
+    """
+    if not path.exists():
+        return False
+    found = FeatureFile(path, spec.dataset)
+    wanted = spec.attributes()
+    for key in ("kind", "backbone", "dtype", "tokens", "fingerprint"):
+        if found.attributes[key] != wanted[key]:
+            raise DataError(
+                f"{path} already holds features with another {key}; choose another --cache, or delete that file"
+            )
+    return True
+
+
+def default_workers() -> int:
+    """Decoding threads: one a core, at most eight; Pillow lets other threads run meanwhile."""
+    return min(8, os.cpu_count() or 1)

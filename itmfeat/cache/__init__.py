@@ -1,0 +1,27 @@
+"""The cache of frozen features: the contract between the extractor and everything after it.
+
+A folder a dataset: `dataset.h5`, `image/BACKBONE.h5`, `text/BACKBONE.h5`.
+"""
+
+from itmfeat.cache.folder import Cache, describe, find_cache, open_cache, verify
+from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
+from itmfeat.cache.reader import FeatureFile, Gather, Ragged
+from itmfeat.cache.writer import FeatureSpec, FeatureWriter, quantize
+
+__all__ = [
+    "SPLITS",
+    "Cache",
+    "DatasetIndex",
+    "FeatureFile",
+    "FeatureSpec",
+    "FeatureWriter",
+    "Gather",
+    "Ragged",
+    "describe",
+    "find_cache",
+    "open_cache",
+    "quantize",
+    "read_index",
+    "verify",
+    "write_index",
+]

@@ -1,0 +1,108 @@
+"""A cache folder: one index and any number of image and text feature files."""
+
+from pathlib import Path
+from typing import Any
+
+from itmfeat.cache.index import DatasetIndex, read_index
+from itmfeat.cache.reader import FeatureFile
+from itmfeat.errors import DataError, UsageError, unknown
+
+
+class Cache:
+    """An opened cache folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.index: DatasetIndex = read_index(path / "dataset.h5")
+
+    def backbones(self, kind: str) -> list[str]:
+        """Names of the finished feature files of a kind, "image" or "text"."""
+        return sorted(file.stem for file in (self.path / kind).glob("*.h5"))
+
+    def unfinished(self) -> list[Path]:
+        """Feature files whose extraction was interrupted."""
+        return sorted(self.path.glob("*/*.h5.part"))
+
+    def choose(self, kind: str, name: str | None = None) -> str:
+        """The named backbone, or the only one there is."""
+        names = self.backbones(kind)
+        if name is not None and name not in names:
+            if (self.path / kind / f"{name}.h5.part").exists():
+                raise DataError(f"{self.path}: {name} is not finished; repeat the extraction")
+            raise unknown(f"{kind} backbone in {self.path}", name, names)
+        if not names:
+            raise DataError(f"{self.path} holds no finished {kind} features; run `itmfeat extract`")
+        if name is None and len(names) > 1:
+            raise UsageError(f"choose --{kind}-backbone: {self.path} holds {', '.join(names)}")
+        return name or names[0]
+
+    def open(self, kind: str, name: str | None = None) -> FeatureFile:
+        """The feature file of a backbone."""
+        path = self.path / kind / f"{self.choose(kind, name)}.h5"
+        found = FeatureFile(path, self.index.digest)
+        items = self.index.images if kind == "image" else self.index.captions
+        if found.attributes["kind"] != kind or len(found) != items:
+            raise DataError(f"{path} does not hold the {kind} features of {self.index.name}")
+        return found
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a cache folder; a DataError in one sentence if it is none or does not hold together."""
+    return Cache(Path(path))
+
+
+def describe(cache: Cache) -> dict[str, Any]:
+    """What a cache holds, as plain data: splits, feature files, what is unfinished."""
+    files = [cache.open(kind, name) for kind in ("image", "text") for name in cache.backbones(kind)]
+    return {
+        "path": str(cache.path),
+        "dataset": cache.index.name,
+        "digest": cache.index.digest,
+        "splits": cache.index.split_sizes(),
+        "features": [
+            {
+                "kind": file.attributes["kind"],
+                "name": file.path.stem,
+                "items": len(file),
+                "vectors": file.extents["features"].shape[0],
+                "dim": file.dim,
+                "dtype": file.attributes["dtype"],
+                "tokens": file.attributes["tokens"],
+                "bytes": file.path.stat().st_size,
+                "digest": file.digest,
+                "fingerprint": file.fingerprint,
+            }
+            for file in files
+        ],
+        "unfinished": [str(part) for part in cache.unfinished()],
+    }
+
+
+def verify(path: Path) -> list[str]:
+    """Compare every byte of a cache with its checksums; one sentence for each damage found."""
+    cache = open_cache(path)  # checks the index
+    damaged = []
+    for kind in ("image", "text"):
+        for name in cache.backbones(kind):
+            try:
+                found = cache.open(kind, name)
+            except DataError as error:
+                damaged.append(str(error))
+                continue
+            damaged += [
+                f"{found.path}: items {items.start} to {items.stop - 1} are damaged"
+                for items in found.verify()
+            ]
+    return damaged
+
+
+def find_cache(path: Path | None, parent: Path = Path("caches")) -> Path:
+    """The cache to use: the one given, else the only one in ./caches."""
+    if path is not None:
+        return path
+    found = sorted(folder.parent for folder in parent.glob("*/dataset.h5"))
+    if not found:
+        raise DataError(f"there is no cache in ./{parent}; run `itmfeat extract DATASET` first")
+    if len(found) > 1:
+        raise UsageError(f"choose one cache with --cache: {', '.join(map(str, found))}")
+    return found[0]

@@ -1,0 +1,153 @@
+"""Names, dtypes and the HDF5 side of the format: one place that knows how a cache file is laid out.
+
+A *payload* is a dataset whose bytes are covered by the checksums of ranges of items: `features`,
+`scales`, `pooled`, `boxes`, `scores`. Everything else in the file is its *skeleton*, covered by `seal`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from itmfeat.errors import DataError
+
+SCHEMA = 1
+"""Version of the format. It changes when a reader of the old one would misread a file."""
+
+DTYPES = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
+PAYLOADS = ("features", "scales", "pooled", "boxes", "scores")
+CHECKSUM_BYTES = 16  # BLAKE2b-128 of each payload of each range
+SEAL_BYTES = 32  # SHA-256 of the skeleton
+PAGE = 4096  # payloads start on a page, so that they can be mapped, advised and read directly
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where the raw bytes of a contiguous dataset lie in the file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole dataset."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def row(self, index: int) -> int:
+        """Byte position of a row in the file."""
+        return self.offset + index * (self.nbytes // self.shape[0] if self.shape[0] else 0)
+
+
+def create_file(path: Path) -> h5py.File:
+    """A new HDF5 file in which every dataset starts on a page. The same calls give the same bytes."""
+    return h5py.File(path, "w", libver=("v108", "v108"), alignment_threshold=1, alignment_interval=PAGE)
+
+
+def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """Give a dataset its place in the file without writing it: contiguous, early, never filled."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, dcpl=plist).close()
+
+
+def put(file: h5py.File, name: str, value: NDArray[Any]) -> None:
+    """Store an array of the skeleton."""
+    value = np.ascontiguousarray(value)
+    allocate(file, name, value.shape, value.dtype)
+    if value.size:
+        file[name][...] = value
+
+
+def put_strings(file: h5py.File, name: str, values: list[str]) -> None:
+    """Store strings as one array of UTF-8 bytes and the offsets of each (`NAME_offsets`)."""
+    encoded = [value.encode() for value in values]
+    put(file, name, np.frombuffer(b"".join(encoded), dtype=np.uint8))
+    put(file, f"{name}_offsets", offsets_of([len(value) for value in encoded]))
+
+
+def offsets_of(lengths: "list[int] | NDArray[np.int64]") -> NDArray[np.int64]:
+    """Start of each item and the end of the last, from lengths: shape (items + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def set_attributes(file: h5py.File, attributes: Mapping[str, str | int]) -> None:
+    """Attributes as fixed-length text or int64: no pointers into a heap, so nothing moves later."""
+    for name, value in attributes.items():
+        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else np.int64(value)
+
+
+def attributes(file: h5py.File) -> dict[str, str | int]:
+    """All attributes of the file, as text and integers."""
+    return {
+        name: value.decode() if isinstance(value, bytes) else int(value) for name, value in file.attrs.items()
+    }
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Open for reading, without a lock (network file systems).
+
+    Whatever HDF5 cannot make sense of, at opening or inside the block, is a DataError.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        raise DataError(f"{path} is damaged or no file of itmfeat; extract or copy it again") from error
+
+
+def extent(file: h5py.File, name: str, path: Path) -> Extent | None:
+    """Where a dataset's bytes lie, or None if it is not there.
+
+    Only plain datasets inside this very file are accepted (no links to elsewhere, no external storage,
+    no filters), so that a file from a stranger can make nothing else be opened, loaded or run.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise DataError(f"{path}: {name} is no plain dataset; this file was not written by itmfeat")
+    dataset = file[name]
+    plist = dataset.id.get_create_plist()
+    plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count()
+    if not plain or dataset.dtype.hasobject:
+        raise DataError(f"{path}: {name} is not stored contiguously; this file cannot be mapped")
+    found = Extent(dataset.id.get_offset() or 0, dataset.shape, dataset.dtype)
+    if found.offset + found.nbytes > path.stat().st_size:
+        raise DataError(f"{path} is truncated: {name} ends beyond the file; copy it again")
+    return found
+
+
+def read(path: Path, found: Extent) -> NDArray[Any]:
+    """Read a whole dataset into memory by its extent."""
+    data = np.fromfile(path, dtype=found.dtype, count=int(np.prod(found.shape)), offset=found.offset)
+    return data.reshape(found.shape)
+
+
+class Strings:
+    """Strings of a cache file, decoded one by one when asked for: half a million open at once."""
+
+    def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self._data, self._offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return bytes(self._data[self._offsets[index] : self._offsets[index + 1]]).decode()
+
+    def tolist(self) -> list[str]:
+        """All of them."""
+        return [self[index] for index in range(len(self))]

@@ -1,0 +1,77 @@
+"""Checksums: BLAKE2b of each range of each payload, SHA-256 over all that lies between the payloads.
+
+Together they cover every byte of a file. The seal covers the table of checksums, so it is also the
+digest of the whole file, and comparing it costs only the skeleton (kilobytes to a few megabytes).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from itmfeat.cache.schema import CHECKSUM_BYTES, SEAL_BYTES, Extent
+from itmfeat.errors import DataError
+
+_STEP = 1 << 22
+
+
+def checksum(data: "memoryview | bytes") -> bytes:
+    """BLAKE2b-128 of raw bytes."""
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+
+
+def checksum_at(descriptor: int, start: int, stop: int) -> bytes:
+    """The checksum of the bytes [start, stop) of an open file."""
+    digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+    for position in range(start, stop, _STEP):
+        digest.update(os.pread(descriptor, min(_STEP, stop - position), position))
+    return digest.digest()
+
+
+def skeleton_digest(path: Path, payloads: Iterable[Extent], seal: Extent) -> bytes:
+    """SHA-256 of all bytes outside the payloads, the seal itself read as zeros."""
+    digest = hashlib.sha256()
+    holes = sorted((extent.offset, extent.offset + extent.nbytes) for extent in payloads)
+    with path.open("rb") as file:
+        position, end = 0, path.stat().st_size
+        for start, stop in [*holes, (end, end)]:
+            part = bytearray(os.pread(file.fileno(), start - position, position))
+            hidden = seal.offset - position
+            if 0 <= hidden < len(part):
+                part[hidden : hidden + SEAL_BYTES] = bytes(SEAL_BYTES)
+            digest.update(part)
+            position = stop
+    return digest.digest()
+
+
+def write_seal(path: Path, payloads: Iterable[Extent], seal: Extent) -> None:
+    """Seal a file whose every other byte is in place, and push it to the disk."""
+    digest = skeleton_digest(path, payloads, seal)
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(descriptor, digest, seal.offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_seal(path: Path, payloads: Iterable[Extent], seal: Extent) -> str:
+    """The seal as hexadecimal text; a DataError if the skeleton does not match it."""
+    with path.open("rb") as file:
+        stored = os.pread(file.fileno(), SEAL_BYTES, seal.offset)
+    if stored != skeleton_digest(path, payloads, seal):
+        raise DataError(f"{path} is damaged outside its features; extract or copy it again")
+    return stored.hex()
+
+
+def payload_slices(
+    payloads: Mapping[str, Extent], first: int, last: int, vectors: tuple[int, int]
+) -> dict[str, tuple[int, int]]:
+    """Byte positions of items [first, last) in each payload; `vectors` are their first and last vector."""
+    per_item = {"pooled"}
+    return {
+        name: (extent.row(first), extent.row(last))
+        if name in per_item
+        else (extent.row(vectors[0]), extent.row(vectors[1]))
+        for name, extent in payloads.items()
+    }

@@ -1,0 +1,259 @@
+"""Writing a feature file: created whole, filled range by range in any order, sealed last.
+
+All sizes are known before the first forward pass, so the file gets its final layout at once as
+`NAME.h5.part` (sparse: nothing is filled). Ranges of items are then written in place as raw bytes and
+logged in `NAME.h5.journal`. `finish` verifies, seals and renames. A kill at any moment loses at most the
+ranges in flight, and the finished file has the same bytes however often it was interrupted.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from itmfeat.cache import schema, seal
+from itmfeat.cache.journal import Journal
+from itmfeat.errors import DataError, ItmfeatError, UsageError
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """All that determines the bytes of a feature file before the first forward pass."""
+
+    kind: str  # "image" or "text"
+    backbone: str
+    dataset: str  # digest of the dataset's index
+    lengths: NDArray[np.int64]  # (items,) vectors of each item
+    dim: int
+    dtype: str = "float16"
+    pooled_dim: int = 0
+    boxed: bool = False  # detector regions carry boxes and scores
+    tokens: str = "all"
+    range_items: int = 128
+    fingerprint: str = "{}"  # JSON: weights digest, preprocessing, licence, ...
+    versions: str = "{}"  # JSON: library versions
+
+    def __post_init__(self) -> None:
+        if self.dtype not in schema.DTYPES:
+            raise UsageError(f"unknown dtype {self.dtype!r}: known are {', '.join(schema.DTYPES)}")
+
+    def payloads(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each payload."""
+        items, vectors = len(self.lengths), int(self.lengths.sum())
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "features": ((vectors, self.dim), schema.DTYPES[self.dtype])
+        }
+        if self.dtype == "int8":
+            shapes["scales"] = ((vectors,), np.float32)
+        if self.pooled_dim:
+            shapes["pooled"] = ((items, self.pooled_dim), np.float32)
+        if self.boxed:
+            shapes |= {"boxes": ((vectors, 4), np.float32), "scores": ((vectors,), np.float32)}
+        return shapes
+
+    def attributes(self) -> dict[str, str | int]:
+        """What the file says of itself."""
+        return {
+            "schema": schema.SCHEMA,
+            "kind": self.kind,
+            "backbone": self.backbone,
+            "dataset": self.dataset,
+            "dtype": self.dtype,
+            "tokens": self.tokens,
+            "range_items": self.range_items,
+            "fingerprint": self.fingerprint,
+            "versions": self.versions,
+            "complete": 0,
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the payloads in bytes."""
+        return sum(
+            int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            for shape, dtype in self.payloads().values()
+        )
+
+    @property
+    def ranges(self) -> int:
+        """Number of ranges."""
+        return -(-len(self.lengths) // self.range_items)
+
+    def identity(self) -> str:
+        """A digest of everything above."""
+        digest = hashlib.sha256(json.dumps([self.attributes(), self.dim, self.pooled_dim]).encode())
+        digest.update(np.ascontiguousarray(self.lengths).tobytes())
+        return digest.hexdigest()
+
+
+def quantize(vectors: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale."""
+    wide = vectors.astype(np.float32)
+    scales = np.abs(wide).max(axis=1, initial=0) / np.float32(127)
+    steps = np.divide(wide, scales[:, None], out=np.zeros_like(wide), where=scales[:, None] > 0)
+    return np.rint(steps).astype(np.int8), scales
+
+
+class FeatureWriter:
+    """Creates or resumes `path`; use as a context manager, write the `pending` ranges, `finish`."""
+
+    def __init__(self, path: Path, spec: FeatureSpec) -> None:
+        self.path, self.spec = path, spec
+        self.part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.offsets = schema.offsets_of(spec.lengths)
+        self._journal = Journal(path.with_name(path.name + ".journal"))
+        try:
+            self._done = self._start()
+            self._descriptor = os.open(self.part, os.O_RDWR)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _start(self) -> dict[int, dict[str, str]]:
+        """Lay out a new file, or take up the one that is there; returns the ranges that are right."""
+        identity, done = self._journal.read()
+        if identity is None or not self.part.exists():
+            self._create()
+            self._journal.begin(self.spec.identity())
+            done = {}
+        elif identity != self.spec.identity():
+            raise DataError(
+                f"{self.part} is an unfinished extraction with other settings; "
+                "repeat it with those, or delete it to start over"
+            )
+        self._extents, self._sums, self._seal = layout(self.part)
+        with self.part.open("rb") as file:
+            return {
+                index: sums
+                for index, sums in done.items()
+                if 0 <= index < self.spec.ranges and self._read_sums(file.fileno(), index) == sums
+            }
+
+    def _create(self) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self.spec.nbytes:
+            raise ItmfeatError(
+                f"{self.path} needs {self.spec.nbytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
+                "disk; make room, or choose --dtype int8, fewer --tokens or another --cache"
+            )
+        with schema.create_file(self.part) as file:
+            schema.set_attributes(file, self.spec.attributes())
+            schema.put(file, "offsets", self.offsets)
+            payloads = self.spec.payloads()
+            table = np.zeros((self.spec.ranges, len(payloads), schema.CHECKSUM_BYTES), np.uint8)
+            schema.put(file, "checksums", table)
+            schema.put(file, "seal", np.zeros(schema.SEAL_BYTES, np.uint8))
+            for name, (shape, dtype) in payloads.items():
+                schema.allocate(file, name, shape, dtype)
+
+    @property
+    def pending(self) -> list[int]:
+        """Ranges that are still to be written."""
+        return [index for index in range(self.spec.ranges) if index not in self._done]
+
+    def items(self, index: int) -> range:
+        """The items of a range."""
+        first = index * self.spec.range_items
+        return range(first, min(first + self.spec.range_items, len(self.spec.lengths)))
+
+    def write(self, index: int, **payloads: NDArray[Any]) -> None:
+        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, `scores` if any.
+
+        Values are rounded to the dtype of the file. Any number of ranges may be written at once.
+        """
+        payloads = dict(payloads)
+        if self.spec.dtype == "int8":
+            payloads["features"], payloads["scales"] = quantize(payloads["features"])
+        places = self._places(index)
+        sums = {}
+        for name, (start, stop) in places.items():
+            with np.errstate(over="ignore"):  # checked below: beyond float16's range becomes infinite
+                data = np.ascontiguousarray(payloads[name], self._extents[name].dtype)
+            if data.nbytes != stop - start:
+                raise ValueError(f"{name} of range {index} has {data.nbytes} bytes, not {stop - start}")
+            if not np.isfinite(data).all():
+                raise ItmfeatError(
+                    f"{self.spec.backbone} gave values that {self.spec.dtype} cannot hold in items "
+                    f"{self.items(index)}; extract with --dtype float32"
+                )
+            raw = data.reshape(-1).view(np.uint8).data
+            self._pwrite(raw, start)
+            sums[name] = seal.checksum(raw).hex()
+        self._journal.finish_range(index, sums)
+        self._done[index] = sums
+
+    def _pwrite(self, raw: memoryview, position: int) -> None:
+        try:
+            while raw:
+                written = os.pwrite(self._descriptor, raw, position)
+                raw, position = raw[written:], position + written
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ItmfeatError(
+                f"the disk of {self.path} is full; make room and repeat the command, it goes on from here"
+            ) from error
+
+    def _places(self, index: int) -> dict[str, tuple[int, int]]:
+        items = self.items(index)
+        vectors = int(self.offsets[items.start]), int(self.offsets[items.stop])
+        return seal.payload_slices(self._extents, items.start, items.stop, vectors)
+
+    def _read_sums(self, descriptor: int, index: int) -> dict[str, str]:
+        return {
+            name: seal.checksum_at(descriptor, start, stop).hex()
+            for name, (start, stop) in self._places(index).items()
+        }
+
+    def finish(self) -> Path:
+        """Verify every range, seal, rename; the file is complete when this returns."""
+        if self.pending:
+            raise ValueError(f"{len(self.pending)} ranges are not written")
+        for index, sums in self._done.items():
+            if self._read_sums(self._descriptor, index) != sums:
+                raise ItmfeatError(f"{self.part} changed under the writer; repeat the command")
+        table = "".join(
+            self._done[index][name] for index in range(self.spec.ranges) for name in self._extents
+        )
+        os.pwrite(self._descriptor, bytes.fromhex(table), self._sums.offset)
+        os.fsync(self._descriptor)
+        with h5py.File(self.part, "r+", locking=False) as file:
+            file.attrs.modify("complete", np.int64(1))
+        seal.write_seal(self.part, self._extents.values(), self._seal)
+        os.replace(self.part, self.path)
+        self._journal.remove()
+        return self.path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+        if self.part.exists():  # not finished: the journal stays for the next start
+            self._journal.close()
+
+
+def layout(path: Path) -> tuple[dict[str, schema.Extent], schema.Extent, schema.Extent]:
+    """Extents of the payloads, in the order of the checksum table, of that table and of the seal."""
+    with schema.open_file(path) as file:
+        found = {name: schema.extent(file, name, path) for name in schema.PAYLOADS}
+        sums = schema.extent(file, "checksums", path)
+        sealed = schema.extent(file, "seal", path)
+    if found["features"] is None or sums is None or sealed is None:
+        raise DataError(f"{path} is no feature file of itmfeat")
+    return {name: value for name, value in found.items() if value is not None}, sums, sealed

@@ -1,0 +1,169 @@
+"""The configuration of a run: frozen, typed, strict. An unknown key is an error before anything is read."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from itmfeat.errors import UsageError, unknown
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeadConfig(_Strict):
+    """The heads of both modalities."""
+
+    pooling: Literal["mean", "max", "topk", "gpo"] = "mean"
+    text_pooling: Literal["same", "mean", "max", "topk", "gpo"] = "same"
+    projection: Literal["linear", "mlp"] = "linear"
+    dim: int = Field(512, ge=1)
+    topk: int = Field(5, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)  # of whole input channels of an item
+
+
+class NoiseConfig(_Strict):
+    """Noisy correspondence of the training split."""
+
+    ratio: float = Field(0.0, ge=0, lt=1)
+    protocol: Literal["ncr", "decl"] = "ncr"
+    seed: int = Field(96, ge=0)  # the seed of most published index files
+    file: str | None = None  # an .npy index instead of protocol, ratio and seed
+
+
+class ScheduleConfig(_Strict):
+    """Optimisation, and the order of the batches."""
+
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.1, ge=0, le=1)  # share of all steps with a rising learning rate
+    decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(2.0, gt=0)  # of the gradient norm of each run
+    precision: Literal["float32", "bfloat16"] = "float32"
+    order_seed: int = Field(0, ge=0)  # shared by all runs of a table, so that they can be stacked
+
+
+class DataConfig(_Strict):
+    """The features that a run trains on. Digests tie a finished run to the very bytes."""
+
+    dataset: str
+    dataset_digest: str
+    image_backbone: str
+    image_digest: str
+    text_backbone: str
+    text_digest: str
+    captions_per_image: int = Field(5, ge=0)  # the first so many; 0 takes all
+
+
+class RunConfig(_Strict):
+    """Everything that determines a run."""
+
+    data: DataConfig
+    loss: dict[str, Any]  # "name" and the loss's own parameters, all of them
+    head: HeadConfig = HeadConfig()
+    noise: NoiseConfig = NoiseConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    seed: int = Field(0, ge=0)  # of the initial heads
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The folder name of the run: readable, and different for every configuration."""
+        data, noise = self.data, self.noise
+        kind = "file" if noise.file else f"{noise.protocol}{noise.ratio:g}"
+        return (
+            f"{data.dataset}-{data.image_backbone}-{data.text_backbone}-{self.loss['name']}"
+            f"-{kind}-s{self.seed}-{self.digest[:8]}"
+        )
+
+    def stackable(self) -> tuple[object, ...]:
+        """Runs with equal values can be trained as one stack."""
+        return (
+            self.data.model_dump_json(),
+            self.head.model_dump_json(),
+            self.schedule.model_dump_json(),
+        )
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "mean-linear": {"pooling": "mean", "projection": "linear"},
+    "max-linear": {"pooling": "max", "projection": "linear"},
+    "vse-infinity": {"pooling": "gpo", "projection": "mlp", "dim": 1024},
+}
+"""Presets that `--head NAME` stands for; `--set head.key=value` changes single keys of them."""
+
+
+def configure(
+    data: Mapping[str, Any],
+    loss: str,
+    head: str = "default",
+    overrides: Iterable[str] = (),
+    **given: Any,
+) -> RunConfig:
+    """A complete configuration from flags. `overrides` are texts like "head.dim=1024".
+
+    `given` holds sections ("noise", "schedule") as dictionaries and plain keys ("seed").
+    """
+    from itmfeat.losses import build, parameters
+
+    if head not in HEADS:
+        raise unknown("head", head, list(HEADS))
+    tree: dict[str, Any] = {
+        "data": dict(data),
+        "loss": {"name": loss, **parameters(loss)},
+        "head": HEADS[head],
+        **given,
+    }
+    defaults = RunConfig.model_validate(_complete(tree)).model_dump()
+    for text in overrides:
+        _override(defaults, text)
+    build(**defaults["loss"])  # refuses values of the wrong kind
+    return RunConfig.model_validate(_complete(defaults))
+
+
+def _complete(tree: dict[str, Any]) -> dict[str, Any]:
+    """Check a tree against the schema; the first error as one sentence."""
+    try:
+        RunConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{key}: {first['msg'].lower()}, not {first['input']!r}") from None
+    return tree
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    """Set one key of the tree from "section.key=value"."""
+    path, equals, value = text.partition("=")
+    section, _, key = path.partition(".")
+    if not equals:
+        raise UsageError(f"--set takes key=value, not {text!r}")
+    places = {
+        f"{outer}.{inner}"
+        for outer in ("head", "noise", "schedule", "loss")
+        for inner in tree[outer]
+        if inner != "name"
+    } | {"seed", "data.captions_per_image"}
+    if path not in places:
+        raise unknown("key", path, sorted(places))
+    target = tree[section] if key else tree
+    target[key or section] = _literal(value)
+
+
+def _literal(text: str) -> Any:
+    """A JSON value, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

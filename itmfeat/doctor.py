@@ -1,0 +1,66 @@
+"""What `itmfeat doctor` looks at: versions, devices, FAISS, disk."""
+
+import importlib
+import os
+import platform
+import shutil
+from importlib import metadata
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "h5py", "transformers", "safetensors", "pillow", "rich", "typer")
+
+
+def examine() -> dict[str, Any]:
+    """Facts about this machine and installation, as plain values."""
+    import torch
+
+    usage = shutil.disk_usage(".")
+    found: dict[str, Any] = {
+        "itmfeat": metadata.version("itmfeat"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    found |= {name: metadata.version(name) for name in PACKAGES}
+    found["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    found["devices"] = ", ".join(_devices())
+    found["cores"] = f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"
+    found["faiss"] = _faiss()
+    found["torchvision"] = _torchvision()
+    found["disk here"] = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"
+    return found
+
+
+def _devices() -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(count)] or ["cpu"]
+
+
+def _faiss() -> str:
+    """Which distribution owns `faiss`, and whether two do: the last one installed then wins."""
+    owners = sorted(set(metadata.packages_distributions().get("faiss", [])))
+    if not owners:
+        return "not installed: search uses torch; `pip install 'itmfeat[cpu]'` or 'itmfeat[gpu]'"
+    if len(owners) > 1:
+        return f"TROUBLE: {' and '.join(owners)} overwrite each other; uninstall both, install one"
+    from itmfeat.retrieval import faiss_module
+
+    faiss = faiss_module()
+    if faiss is None:
+        return f"{owners[0]} {metadata.version(owners[0])} does not load: search uses torch"
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{owners[0]} {metadata.version(owners[0])}, {gpus} GPUs"
+
+
+def _torchvision() -> str:
+    """A torchvision built for another torch breaks transformers' CLIP on import."""
+    try:
+        found = metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        return "not installed (not needed)"
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        return f"TROUBLE: {found} does not fit this torch ({error}); uninstall it"
+    return found

@@ -1,0 +1,94 @@
+"""A run is a folder: what was asked, what happened, what came out. No pickle, nothing outside it.
+
+config.json               the complete configuration; its digest names the folder
+manifest.json             versions, device, digests, arguments, times
+metrics.jsonl             a line an epoch
+checkpoint-NNN.safetensors  where to go on after epoch NNN; gone when the run is finished
+head.safetensors          the heads of the best validation epoch
+results.json              the test metrics; written last, so it marks a finished run
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from itmfeat.config import RunConfig
+from itmfeat.errors import DataError
+
+
+class Run:
+    """One run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results are there."""
+        return (self.path / "results.json").exists()
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder, or take up an unfinished run of the very same configuration."""
+        stored = self.path / "config.json"
+        if stored.exists():
+            if self.read("config.json") != config.model_dump(mode="json"):
+                raise DataError(f"{self.path} exists and holds another run; choose another --runs folder")
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise DataError(f"{self.path} exists and is no run; move it or choose another --runs folder")
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write("config.json", config.model_dump(mode="json"))
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the run."""
+        try:
+            return json.loads((self.path / name).read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / name} is missing or damaged; is this a run folder?") from error
+
+    def config(self) -> RunConfig:
+        """The configuration of an existing run."""
+        try:
+            return RunConfig.model_validate(self.read("config.json"))
+        except ValueError as error:
+            raise DataError(f"{self.path / 'config.json'} is no configuration of this version") from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file in one step, so that a kill leaves the old one or the new one."""
+        part = self.path / f"{name}.part"
+        part.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(part, self.path / name)
+
+    def log(self, epoch: int, entry: dict[str, Any]) -> None:
+        """Append the line of an epoch; lines of this and later epochs (of a killed attempt) go first."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        part = path.with_name("metrics.jsonl.part")
+        part.write_text("".join(f"{line}\n" for line in [*lines[:epoch], json.dumps(entry)]))
+        os.replace(part, path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All epochs logged so far."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Finished epochs -> checkpoint files."""
+        found = {}
+        for file in self.path.glob("checkpoint-*.safetensors"):
+            if number := re.fullmatch(r"checkpoint-(\d+)\.safetensors", file.name):
+                found[int(number[1])] = file
+        return found
+
+    def checkpoint(self, epochs: int) -> Path:
+        """The file of the checkpoint after so many finished epochs."""
+        return self.path / f"checkpoint-{epochs:03d}.safetensors"
+
+
+def open_run(path: Path) -> Run:
+    """An existing run folder."""
+    if not (path / "config.json").exists():
+        raise DataError(f"{path} is no run folder: it has no config.json")
+    return Run(path)

@@ -1,0 +1,47 @@
+"""What tests of both packages need: the shared research data, and small trees of files."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Tree = Callable[[dict[str, object]], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for `shared` carries the mark: `-m "not shared"` leaves them out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The research data beside the checkout, or wherever ITMFEAT_SHARED says."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    root = Path(os.environ.get("ITMFEAT_SHARED") or default)
+    if not root.is_dir():
+        pytest.skip(f"no research data at {root}: ITMFEAT_SHARED can say where it is")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """Plants files below a fresh folder: text as it is, objects as JSON, None as an empty file."""
+
+    def plant(files: dict[str, object]) -> Path:
+        root = tmp_path / "data"
+        root.mkdir(exist_ok=True)
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                text = content if isinstance(content, str) else json.dumps(content)
+                path.write_text("" if content is None else text, encoding="utf-8")
+        return root
+
+    return plant
