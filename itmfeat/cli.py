@@ -226,16 +226,26 @@ def report(
 ) -> None:
     """A table of finished runs: means over seeds, grouped by dataset, protocol and noise."""
     from itmfeat.console import note
-    from itmfeat.report import collect, render
+    from itmfeat.report import collect, render, tabulate
 
     collected = collect(runs)
-    for path in collected.unfinished:
-        note(f"note: {path} is not finished and left out")
-    text = render(collected, form)
-    if output is None:
-        print(text, end="")
+    if collected.note:
+        note(collected.note)
+    tables = tabulate(collected.runs)
+    if output is not None:
+        output.write_text(render(tables, form))
+    elif form == "table":
+        _print_tables(tables)
     else:
-        output.write_text(text)
+        print(render(tables, form), end="")
+
+
+def _print_tables(tables: Any) -> None:
+    from rich.console import Console
+
+    from itmfeat.report import renderable
+
+    Console().print(renderable(tables))
 
 
 @command(app)
@@ -243,21 +253,13 @@ def losses(as_json: JsonOption = False) -> None:
     """The losses with their equations, sources and parameters."""
     from itmfeat.losses import LOSSES, parameters
 
-    rows = [
-        {
-            "name": name,
-            "equation": loss.equation,
-            "source": loss.source,
-            "parameters": parameters(name),
-        }
-        for name, loss in LOSSES.items()
-    ]
     if as_json:
-        _print_json(rows)
+        facts = {name: {"equation": loss.equation, "source": loss.source} for name, loss in LOSSES.items()}
+        _print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in LOSSES])
         return
-    for row in rows:
-        defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in dict(row["parameters"]).items())
-        print(f"{row['name']:10} {row['equation']}\n{'':10} {row['source']}; {defaults}")
+    for name, loss in LOSSES.items():
+        defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in parameters(name).items())
+        print(f"{name:10} {loss.equation}\n{'':10} {loss.source}; {defaults}")
 
 
 @command(app)
@@ -304,7 +306,7 @@ def demo(
     """The whole way in a few minutes: draw a dataset, extract it, train, evaluate, print the table."""
     from itmfeat.api import train_table
     from itmfeat.console import Meter, note
-    from itmfeat.report import collect, render
+    from itmfeat.report import collect, tabulate
     from itmfeat_extract.extraction import extract as run_extraction
 
     note("demo: 1/3 draw scenes and captions, extract them with the packaged backbones")
@@ -314,7 +316,7 @@ def demo(
     with Meter() as meter:
         paths = train_table(cache, ("triplet", "snll"), (0.0, 0.4), runs, progress=meter.steps)
     note("demo: 3/3 the table (test split, best validation epoch)")
-    print(render(collect(paths), "table"), end="")
+    _print_tables(tabulate(collect(paths).runs))
 
 
 @command(cache_app, "info")

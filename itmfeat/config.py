@@ -19,10 +19,11 @@ class HeadConfig(_Strict):
 
     pooling: Literal["mean", "max", "topk", "gpo"] = "mean"
     text_pooling: Literal["same", "mean", "max", "topk", "gpo"] = "same"
-    projection: Literal["linear", "mlp"] = "linear"
+    projection: Literal["linear", "mlp"] = "mlp"
     dim: int = Field(512, ge=1)
     topk: int = Field(5, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)  # of whole input channels of an item
+    hidden_dropout: float = Field(0.3, ge=0, lt=1)  # inside the perceptron of "mlp"
 
 
 class NoiseConfig(_Strict):

@@ -44,9 +44,9 @@ def _faiss() -> str:
         return "not installed: search uses torch; `pip install 'itmfeat[cpu]'` or 'itmfeat[gpu]'"
     if len(owners) > 1:
         return f"TROUBLE: {' and '.join(owners)} overwrite each other; uninstall both, install one"
-    from itmfeat.retrieval import faiss_module
+    from itmfeat.retrieval import faiss_library
 
-    faiss = faiss_module()
+    faiss = faiss_library()
     if faiss is None:
         return f"{owners[0]} {metadata.version(owners[0])} does not load: search uses torch"
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0

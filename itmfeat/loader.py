@@ -2,8 +2,8 @@
 
 The stream walks over image slots, each image as often as it has captions. Runs whose noise differs share
 the image side of every batch and differ only in the caption that a slot gets. All randomness of training
-(the order, the dropped feature channels) lies here and follows from one seed and the epoch, so a run
-sees the same batches alone and in any stack, and again after a restart.
+(the order, the seeds of dropout) lies here and follows from one seed and the epoch, so a run sees
+the same batches alone and in any stack, and again after a restart.
 """
 
 from collections import deque
@@ -31,23 +31,18 @@ class Side:
 
     vectors: Tensor  # (N, B, L, D) in the dtype of the cache
     lengths: Tensor  # (N, B)
-    keep: Tensor | None = None  # (B, D) factors of channel dropout
+    drop_seed: int | None = None  # of the head's dropout in this batch; None is no dropout
 
     def to(self, device: torch.device) -> "Side":
         """The same on a device; copies from pinned memory do not wait."""
         if device.type == "cpu":
             return self
-        keep = None if self.keep is None else self.keep.to(device, non_blocking=True)
-        return Side(
-            self.vectors.to(device, non_blocking=True),
-            self.lengths.to(device, non_blocking=True),
-            keep,
-        )
+        vectors = self.vectors.to(device, non_blocking=True)
+        return Side(vectors, self.lengths.to(device, non_blocking=True), self.drop_seed)
 
     def pinned(self) -> "Side":
         """The same in page-locked memory."""
-        keep = None if self.keep is None else self.keep.pin_memory()
-        return Side(self.vectors.pin_memory(), self.lengths.pin_memory(), keep)
+        return Side(self.vectors.pin_memory(), self.lengths.pin_memory(), self.drop_seed)
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,6 @@ class Stream:
         given: list[Ints],
         batch_size: int,
         *,
-        dropout: float = 0.0,
         seed: int = 0,
         pin: bool = False,
     ) -> None:
@@ -117,7 +111,7 @@ class Stream:
             raise UsageError(
                 f"batch size {batch_size} is larger than the {len(layouts[0])} training captions"
             )
-        self._sources, self._dropout, self._seed, self._pin = sources, dropout, seed, pin
+        self._sources, self._seed, self._pin = sources, seed, pin
         self._image_rows, self._caption_rows = (torch.from_numpy(array) for array in rows)
         self._slot_image = torch.from_numpy(layouts[0])
         self._slot_captions = torch.from_numpy(np.stack([slot_captions(array) for array in given]))
@@ -138,16 +132,11 @@ class Stream:
         images, captions = self._slot_image[slots], self._slot_captions[:, slots]
         image = _side(self._sources[0], self._image_rows[images].unsqueeze(0))
         text = _side(self._sources[1], self._caption_rows[captions])
-        if self._dropout:
-            image, text = self._drop(image, random), self._drop(text, random)
+        seeds = torch.randint(2**62, (2,), generator=random).tolist()
+        image, text = replace(image, drop_seed=seeds[0]), replace(text, drop_seed=seeds[1])
         if self._pin:
             image, text = image.pinned(), text.pinned()
         return Batch(images, captions, image, text)
-
-    def _drop(self, side: Side, random: torch.Generator) -> Side:
-        keep = 1 - self._dropout
-        mask = torch.rand(side.vectors.shape[1], side.vectors.shape[3], generator=random) < keep
-        return replace(side, keep=mask.float() / keep)
 
 
 def _side(source: Source, rows: Tensor) -> Side:

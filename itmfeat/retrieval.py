@@ -10,9 +10,10 @@ counts as ahead of every positive, so a diverged head ranks last.
 
 **Where FAISS is used, and where not.** `search` is FAISS. `ranks` is not: both directions need the
 same N x C products, which one pass shares, while FAISS multiplies once for each direction before it
-keeps its lists. At 5000 images x 25000 captions x 1024 on two CPU cores, the two FAISS searches
-cost RATIO10 matrix products at k = 10 and RATIO1000 at k = 1000, and leave queries to be counted afterwards;
-the pass below costs RATIOPASS in all, MedR and MeanR included (tests/benchmarks/bench_retrieval.py).
+keeps its lists. Measured in one run on two busy CPU cores, in matrix products of that size (5000 x
+25000 x 1024, then 1000 x 5000 x 512): the pass takes 1.5 and 1.7, MedR and MeanR included; the two
+searches take 2.7 and 6.2 at k = 10, 6.7 and 22 at k = 1000, and leave queries still to be counted
+(tests/benchmarks/bench_retrieval.py --faiss).
 """
 
 import importlib
@@ -94,14 +95,14 @@ def search(
             "the head diverged, train it again with a lower learning rate"
         )
     k = min(k, len(gallery))
-    faiss = _faiss()
+    faiss = faiss_library()
     if faiss is not None and _faiss_serves(faiss, device, k):
         return _by_id_where_equal(*_faiss_top(faiss, queries, gallery, k))
     return _by_id_where_equal(*_torch_top(queries, gallery, k))
 
 
 @cache
-def _faiss() -> ModuleType | None:
+def faiss_library() -> ModuleType | None:
     """FAISS, or None where it is not installed."""
     with warnings.catch_warnings():
         # SWIG's generated types name no module, of which Python 3.12 and later complain on import.
@@ -344,15 +345,21 @@ def evaluate(
 
 def results(ranked: Ranks, protocol: str = "full", split: str = "test") -> Results:
     """The numbers of one evaluation from its ranks, (N,) and (C,)."""
-    i2t, t2i = _recalls(ranked.i2t), _recalls(ranked.t2i)
+    sizes = (len(ranked.i2t), len(ranked.t2i))
+    return _results(protocol, split, sizes, _recalls(ranked.i2t), _recalls(ranked.t2i))
+
+
+def _results(protocol: str, split: str, sizes: tuple[int, int], i2t: Recalls, t2i: Recalls) -> Results:
+    """Recalls of both directions with their sum of six, at most 600."""
+    rsum = math.fsum((i2t["r1"], i2t["r5"], i2t["r10"], t2i["r1"], t2i["r5"], t2i["r10"]))
     return {
         "protocol": protocol,
         "split": split,
-        "images": len(ranked.i2t),
-        "captions": len(ranked.t2i),
+        "images": sizes[0],
+        "captions": sizes[1],
         "i2t": i2t,
         "t2i": t2i,
-        "rsum": _rsum(i2t, t2i),
+        "rsum": rsum,
     }
 
 
@@ -365,11 +372,6 @@ def _recalls(rank: Tensor) -> Recalls:
     return {"r1": r1, "r5": r5, "r10": r10, "medr": float(int(middle) // 2 + 1), "meanr": meanr}
 
 
-def _rsum(i2t: Recalls, t2i: Recalls) -> float:
-    """The sum of the six recalls, at most 600."""
-    return sum((i2t["r1"], i2t["r5"], i2t["r10"], t2i["r1"], t2i["r5"], t2i["r10"]))
-
-
 def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str) -> Results:
     """`5x1k` of (N, E), (C, E), (C,): each metric's mean over folds of 1000 consecutive images."""
     caption_image = caption_image.to(text.device)
@@ -380,15 +382,7 @@ def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str) -> Re
         folds.append(results(fold))
     i2t = _mean([fold["i2t"] for fold in folds])
     t2i = _mean([fold["t2i"] for fold in folds])
-    return {
-        "protocol": "5x1k",
-        "split": split,
-        "images": len(image),
-        "captions": len(text),
-        "i2t": i2t,
-        "t2i": t2i,
-        "rsum": _rsum(i2t, t2i),
-    }
+    return _results("5x1k", split, (len(image), len(text)), i2t, t2i)
 
 
 def _mean(folds: list[Recalls]) -> Recalls:

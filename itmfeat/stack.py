@@ -30,6 +30,8 @@ def build_heads(
             pool=pool,
             projection=config.projection,
             topk=config.topk,
+            dropout=config.dropout,
+            hidden_dropout=config.hidden_dropout,
             statistics=None if statistics is None else statistics[place],
         )
         for place, (dim, pool) in enumerate(zip(dims, (config.pooling, text_pool), strict=True))

@@ -64,7 +64,6 @@ class Trainer:
             (train.images, train.captions),
             list(noises.values()),
             self.schedule.batch_size,
-            dropout=self.head.dropout,
             seed=self.schedule.order_seed,
             pin=device.type == "cuda",
         )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: a second thread gains nothing on small tensors, and waits on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Tree = Callable[[dict[str, object]], Path]
 
 

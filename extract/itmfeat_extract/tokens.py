@@ -52,6 +52,6 @@ class TokenPolicy:
             vectors = vectors.mean(1, keepdim=True)
         elif self.kind == "grid":
             assert backbone.grid is not None
-            plane = vectors.transpose(1, 2).unflatten(2, backbone.grid)  # (B, D, H, W)
+            plane = vectors.transpose(1, 2).reshape(len(vectors), -1, *backbone.grid)  # (B, D, H, W)
             vectors = F.adaptive_avg_pool2d(plane, self.grid).flatten(2).transpose(1, 2)
         return vectors.flatten(0, 1)

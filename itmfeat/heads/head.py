@@ -1,11 +1,14 @@
-"""One modality's head: standardise, project each vector, pool, and add a residual of the mean.
+"""One modality's head: standardise, project each vector, pool, and refine by a residual perceptron.
 
     linear:  y = pool_r(W x_r + b)
-    mlp:     y = pool_r(W x_r + b) + V relu(U mean_r(x_r) + c) + d
+    mlp:     z = y + V relu(U y + c) + d
 
 The projection stands before the pooling, as in VSE-infinity (arXiv 2011.04305), so that each embedding
 dimension can take its own regions. With mean pooling the order makes no difference and the mean goes
-first. The residual looks at the mean vector; VSE-infinity runs it on every vector, at R times the cost.
+first. The residual looks at the pooled vector; VSE-infinity's runs on every vector, at R times the cost.
+
+Dropout takes whole input channels of an item, in all its vectors at once, and hidden units of the
+perceptron. Its masks follow from the batch and are shared by the runs of a stack.
 """
 
 import torch
@@ -39,6 +42,12 @@ def input_statistics(file: FeatureFile, rows: Ints, limit: int = 1024) -> tuple[
     return mean.float(), (square - mean.square()).clamp(min=0).sqrt().mean().clamp(min=1e-6).float()
 
 
+def _keep(rate: float, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    """Factors of dropout: zero with probability `rate`, else 1 / (1 - rate)."""
+    mask = torch.rand(shape, generator=random, device=random.device) >= rate
+    return mask / (1 - rate)
+
+
 class Head(nn.Module):
     """K heads side by side. `mean` (D,) and `scale` () standardise the input; K = len(generators)."""
 
@@ -54,6 +63,8 @@ class Head(nn.Module):
         pool: str = "mean",
         projection: str = "linear",
         topk: int = 5,
+        dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
         statistics: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -61,10 +72,11 @@ class Head(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.pool, self.topk = pool, topk
+        self.dropout, self.hidden_dropout = dropout, hidden_dropout
         self.linear = StackedLinear(inputs, dim, generators)
         self.hidden = self.out = None
         if projection == "mlp":
-            self.hidden = StackedLinear(inputs, 2 * dim, generators)
+            self.hidden = StackedLinear(dim, 2 * dim, generators)
             self.out = StackedLinear(2 * dim, dim, generators)
         self.weights = PositionWeights(generators) if pool == "gpo" else None
 
@@ -74,21 +86,24 @@ class Head(nn.Module):
         `variant` (K,) says which of the N inputs each run takes; None if N is 1 or K in order.
         """
         x = (side.vectors.float() - self.mean) / self.scale
-        if side.keep is not None:
-            x = x * side.keep.unsqueeze(1)
+        random = None
+        if side.drop_seed is not None:
+            random = torch.Generator(x.device).manual_seed(side.drop_seed)
+            x = x * _keep(self.dropout, (x.shape[1], 1, x.shape[3]), random)
         lengths = side.lengths
         if variant is not None and len(x) > 1:
             x, lengths = x[variant], lengths[variant]
-        average = None
-        if self.pool == "mean" or self.hidden is not None:
-            average = pooling.mean(x, lengths)  # (N, B, D)
         if self.pool == "mean":
-            y = self.linear(average)
+            y: Tensor = self.linear(pooling.mean(x, lengths))
         else:
             y = self._pooled(self.linear(x), lengths)
-        if self.hidden is not None and self.out is not None:
-            y = y + self.out(torch.relu(self.hidden(average)))
-        return y
+        if self.hidden is None or self.out is None:
+            return y
+        hidden = torch.relu(self.hidden(y))  # (K, B, 2E)
+        if random is not None:
+            hidden = hidden * _keep(self.hidden_dropout, hidden.shape[1:], random)
+        refined: Tensor = y + self.out(hidden)
+        return refined
 
     def _pooled(self, y: Tensor, lengths: Tensor) -> Tensor:
         """(K, B, L, E) with lengths (1 or K, B) -> (K, B, E)."""

@@ -35,11 +35,12 @@ def topk(x: Tensor, lengths: Tensor, k: int) -> Tensor:
 def weighted(x: Tensor, lengths: Tensor, weights: Tensor) -> Tensor:
     """Generalised pooling: values of each dimension sorted from the largest, times position weights.
 
-    x (..., L, E), weights (..., L) that are zero behind each length -> (..., E). Chen et al., Learning the
-    Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021 (arXiv 2011.04305).
+    x (..., L, E), weights (..., longest length) that are zero behind each length -> (..., E). Chen et al.,
+    Learning the Best Pooling Strategy for Visual Semantic Embedding, CVPR 2021 (arXiv 2011.04305).
     """
-    values = _hide(x, lengths).sort(dim=-2, descending=True).values
-    values = values.masked_fill(~inside(lengths, x.shape[-2]).unsqueeze(-1), 0)
+    longest = weights.shape[-1]
+    values = _hide(x, lengths).sort(dim=-2, descending=True).values[..., :longest, :]
+    values = values.masked_fill(~inside(lengths, longest).unsqueeze(-1), 0)
     return (values * weights.unsqueeze(-1)).sum(-2)
 
 

@@ -45,8 +45,8 @@ def fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d, before: int = 0, after: i
     bias = shift.double() - mean.double() * scale
     if convolution.bias is not None:
         bias = bias + convolution.bias.double() * scale
-    extra = after - before
-    weight = F.pad(weight, (extra, 0, extra, 0))
+    if extra := after - before:
+        weight = F.pad(weight, (extra, 0, extra, 0))
     return Convolution(
         weight.detach().float(),
         bias.detach().float(),

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+CPU_STEP = 4  # images that a core computes at once
+
+
 @dataclass(frozen=True)
 class Family:
     """How to load the vision encoder of a model type and to read its answer.
@@ -77,13 +80,9 @@ class TransformersImage:
         """Any picture -> pixels (H, W, 3) of the size that the checkpoint asks for."""
         return self.preprocessing.apply(image)
 
-    @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Encoded:
         """Pixels (B, H, W, 3) in uint8 -> vectors (B, R, D), pooled (B, P) or None."""
-        with self.placement.autocast():
-            answer = self.model(pixel_values=self.normalise(pixels))
-        tokens = answer.last_hidden_state  # (B, prefix + R, D)
-        return Encoded(readable(tokens[:, self.prefix :]), self._pooled(answer, tokens))
+        return self.placement.encode(self._encode, CPU_STEP, pixels)
 
     def fingerprint(self) -> Fingerprint:
         """Weights, preprocessing and precision."""
@@ -95,6 +94,14 @@ class TransformersImage:
             "dtype": self.placement.dtype_name,
             **self.preprocessing.fingerprint(),
         }
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Tensor) -> Encoded:
+        """As `encode`, in one forward pass."""
+        with self.placement.autocast():
+            answer = self.model(pixel_values=self.normalise(pixels))
+        tokens = answer.last_hidden_state  # (B, prefix + R, D)
+        return Encoded(readable(tokens[:, self.prefix :]), self._pooled(answer, tokens))
 
     def _pooled(self, answer: Any, tokens: Tensor) -> Tensor | None:
         """The model's answer and its tokens (B, prefix + R, D) -> (B, P), or None."""

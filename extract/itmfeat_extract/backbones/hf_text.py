@@ -15,14 +15,11 @@ from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint, Tokenized
 from itmfeat_extract.backbones.placement import Placement, place, readable
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-)
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
+
+
+CPU_STEP = 16  # captions that a core computes at once
 
 
 @dataclass(frozen=True)
@@ -96,19 +93,22 @@ class TransformersText:
             ids[row] = each
         return Tokenized(ids, len(long))
 
-    @torch.inference_mode()
     def encode(self, ids: Tensor, lengths: Tensor) -> Encoded:
         """Ids (B, L) in int64, padded with `pad_id`, lengths (B,) -> vectors (B, L, D), pooled (B, P)."""
-        batch_length = ids.shape[1]
-        if self.pad_to is not None:
-            ids = F.pad(ids, (0, self.pad_to - batch_length), value=self.pad_id)
+        return self.placement.encode(self._encode, CPU_STEP, ids, lengths)
+
+    @torch.inference_mode()
+    def _encode(self, ids: Tensor, lengths: Tensor) -> Encoded:
+        """As `encode`, in one forward pass over no more padding than these captions need."""
+        padded, needed = ids.shape[1], self.pad_to or int(lengths.max())
+        ids = F.pad(ids, (0, needed - padded), value=self.pad_id)  # cuts where negative
         ids, lengths = ids.to(self.placement.device), lengths.to(self.placement.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, L)
         with self.placement.autocast():
             answer = self.model(input_ids=ids, attention_mask=None if self.family.fixed else mask.long())
         vectors = answer.last_hidden_state
         pooled = self._pooled(answer, vectors, mask)
-        return Encoded(readable(vectors[:, :batch_length]), pooled)
+        return Encoded(readable(F.pad(vectors, (0, 0, 0, padded - needed))), pooled)
 
     def fingerprint(self) -> Fingerprint:
         """Weights, tokenizer and precision."""
@@ -171,6 +171,9 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None) -> Transfor
 
 
 def _tokenizer(folder: Path) -> Any:
+    # Without this, transformers makes a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise DataError(f"{folder.name} has no tokenizer: one of {', '.join(VOCABULARIES)} is needed")
     with hub.quiet():
         from transformers import AutoTokenizer
 
@@ -178,7 +181,7 @@ def _tokenizer(folder: Path) -> Any:
             return AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # missing or damaged files, a package for an old format
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise DataError(f"{folder.name} has no tokenizer that can be loaded: {reason}") from error
+            raise DataError(f"the tokenizer of {folder.name} cannot be loaded: {reason}") from error
 
 
 def _pooled_dim(pooled: str, config: Any) -> int:

@@ -139,7 +139,9 @@ def load_model(
     missing = set(report["missing_keys"])
     if missing - set(optional):
         example = min(missing - set(optional))
-        raise DataError(f"{folder.name} lacks {len(missing)} weights of {architecture}, among them {example}")
+        raise DataError(
+            f"{folder.name} lacks weights of {architecture}: {len(missing)}, among them {example}"
+        )
     return model.eval().requires_grad_(False), missing
 
 

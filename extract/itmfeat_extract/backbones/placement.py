@@ -1,5 +1,6 @@
 """Where a forward pass runs and how exactly; pixels in, features out."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 from itmfeat.errors import UsageError, unknown
+from itmfeat_extract.backbones.base import Encoded
+from itmfeat_extract.backbones.lanes import encode_in_parts
 from itmfeat_extract.backbones.preprocess import Preprocessing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,6 +26,12 @@ class Placement:
     def dtype_name(self) -> str:
         """As in a fingerprint: `float32`, not `torch.float32`."""
         return str(self.dtype).removeprefix("torch.")
+
+    def encode(self, forward: Callable[..., Encoded], cpu_step: int, *batch: Tensor) -> Encoded:
+        """`forward` of tensors (B, ...): on a CPU in parts of `cpu_step` items, elsewhere at once."""
+        if self.device.type == "cpu":
+            return encode_in_parts(forward, cpu_step, *(tensor.cpu() for tensor in batch))
+        return forward(*batch)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Half precision where it is safe: residual streams and layer norms of transformers stay float32."""

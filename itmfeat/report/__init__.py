@@ -1,0 +1,31 @@
+"""From run folders to tables.
+
+    folders --collect--> runs --tabulate--> tables --FORMATS--> text
+
+A run folder is all that is read, and a `Table` is all that a format sees. A further format (LaTeX,
+HTML) is one module `as_NAME.py` with a `text(tables)`, and its line in `FORMATS`.
+"""
+
+from collections.abc import Callable, Sequence
+
+from itmfeat.errors import unknown
+from itmfeat.report import as_csv, as_json, as_markdown, as_terminal
+from itmfeat.report.as_terminal import renderable
+from itmfeat.report.collect import Collected, collect
+from itmfeat.report.table import Table, tabulate
+
+__all__ = ["FORMATS", "Collected", "Table", "collect", "render", "renderable", "tabulate"]
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "table": as_terminal.text,
+    "markdown": as_markdown.text,
+    "csv": as_csv.text,
+    "json": as_json.text,
+}
+
+
+def render(tables: Sequence[Table], format: str = "table") -> str:
+    """The tables as text. On a terminal, print `renderable(tables)` with rich for bold and width."""
+    if format not in FORMATS:
+        raise unknown("format", format, list(FORMATS))
+    return FORMATS[format](tables)

@@ -1,0 +1,174 @@
+"""Find run folders and read them. Nothing is left out in silence: unfinished runs are named."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from itmfeat.errors import DataError
+
+DEPTH = 2  # levels of folders below a given path that may hold runs
+
+
+class Recalls(BaseModel):
+    """One direction, in percent."""
+
+    r1: float
+    r5: float
+    r10: float
+
+
+class Results(BaseModel):
+    """What a run scored under one protocol; COCO 5K results hold the five-fold 1K ones as well."""
+
+    protocol: str
+    split: str
+    images: int
+    captions: int
+    i2t: Recalls
+    t2i: Recalls
+    folds: "Results | None" = Field(None, alias="5x1k")
+
+    @property
+    def metrics(self) -> tuple[float, ...]:
+        """The six recalls and their sum, in the order of `table.METRICS`."""
+        recalls = [value for way in (self.i2t, self.t2i) for value in (way.r1, way.r5, way.r10)]
+        return (*recalls, math.fsum(recalls))
+
+
+class NoiseFacts(BaseModel):
+    """The noise that a run saw, as its manifest has it."""
+
+    digest: str | None = None
+    effective: float | None = None
+
+
+class SelectionFacts(BaseModel):
+    """How the epoch was chosen."""
+
+    split: str | None = None
+
+
+class Manifest(BaseModel):
+    """The parts of a manifest that a table tells."""
+
+    noise: NoiseFacts = NoiseFacts()
+    selection: SelectionFacts = SelectionFacts()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run under one protocol. `config` is flat: "loss.name", "head.dim", "seed"."""
+
+    path: Path
+    config: dict[str, Any]
+    manifest: Manifest
+    results: Results
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the heads."""
+        return self.config.get("seed")
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return str(self.config.get("loss.name", "unknown"))
+
+    @property
+    def noise_protocol(self) -> str:
+        """How the noise was drawn; "file" where an index file stands in for a protocol."""
+        return "file" if self.config.get("noise.file") else str(self.config.get("noise.protocol"))
+
+    @cached_property
+    def noise_ratio(self) -> float:
+        """The share of noisy captions that was asked for, or that the index file has."""
+        if self.noise_protocol == "file":
+            return round(self.manifest.noise.effective or 0.0, 3)
+        return float(self.config.get("noise.ratio", 0.0))
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Finished runs, once for each protocol they hold, and the folders of unfinished ones."""
+
+    runs: list[Run]
+    unfinished: list[Path]
+
+    @property
+    def note(self) -> str | None:
+        """A sentence for stderr about what is not in the tables."""
+        if not self.unfinished:
+            return None
+        names = ", ".join(str(path) for path in self.unfinished)
+        return f"not in the table, because unfinished (repeat the command to resume): {names}"
+
+
+def collect(paths: Iterable[str | Path]) -> Collected:
+    """Read each of `paths`: a run folder, or a folder with runs up to two levels below."""
+    folders: dict[Path, Path] = {}  # by resolved path, so that no run counts twice
+    for given in paths:
+        path = Path(given)
+        found = sorted(_run_folders(path, DEPTH))
+        if not found:
+            raise DataError(f"there is no run in {path}: `itmfeat train` and `itmfeat sweep` make them")
+        folders |= {folder.resolve(): folder for folder in found}
+    finished = [path for path in folders.values() if (path / "results.json").exists()]
+    unfinished = [path for path in folders.values() if not (path / "results.json").exists()]
+    return Collected([run for path in finished for run in _read(path)], unfinished)
+
+
+def _run_folders(path: Path, depth: int) -> Iterator[Path]:
+    """`path` itself if it is a run, else the runs below it."""
+    if (path / "config.json").exists() or (path / "results.json").exists():
+        yield path
+    elif depth and path.is_dir():
+        for child in path.iterdir():
+            yield from _run_folders(child, depth - 1)
+
+
+def _read(path: Path) -> Iterator[Run]:
+    """A finished run, once for each protocol in its results."""
+    config = _flat(_load(path / "config.json", dict[str, Any]))
+    manifest = Manifest()
+    if (path / "manifest.json").exists():
+        manifest = _load(path / "manifest.json", Manifest)
+    results: Results | None = _load(path / "results.json", Results)
+    while results is not None:
+        yield Run(path, config, manifest, results)
+        results = results.folds
+
+
+Read = TypeVar("Read")
+
+
+def _load(file: Path, kind: type[Read]) -> Read:
+    """A JSON file of a run, checked against what a report needs of it."""
+    from pydantic import TypeAdapter
+
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{file} is missing, so {file.parent} is no complete run") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise DataError(f"{file} is damaged or no file of a run ({reason})") from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, but those of the section "data" as if they stood outside it."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, "" if prefix + key == "data" else f"{prefix}{key}.")
+        else:
+            # Lists become text, so that every value can be compared and hashed.
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat

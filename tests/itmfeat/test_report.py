@@ -1,0 +1,399 @@
+"""Run folders in, tables out: what is averaged, what is told apart, and each format to the letter."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from itmfeat.errors import DataError, UsageError
+from itmfeat.report import FORMATS, as_terminal, collect, render, renderable, tabulate
+from itmfeat.report.table import Table
+
+DIGESTS = {0.2: "4d367b5592645950", 0.4: "8152f92aa51c5afc"}
+
+
+def recalls(first: float) -> dict[str, float]:
+    """One direction, with a decimal that rounding loses."""
+    return {"r1": first, "r5": first + 20.04, "r10": first + 30.04, "medr": 2.0, "meanr": 9.5}
+
+
+def make_run(
+    folder: Path,
+    first: float | None,
+    loss: str = "triplet",
+    ratio: float = 0.2,
+    seed: int = 0,
+    **changes: Any,
+) -> Path:
+    """A run whose image-to-text R@1 is `first`; unfinished without one. `changes` replace sections."""
+    folder.mkdir(parents=True)
+    config = {
+        "dataset": "flickr8k",
+        "image_backbone": "efficientnet-lite0",
+        "text_backbone": "minilm-l6",
+        "head": {"name": "max-linear", "pooling": "max", "projection": "linear", "dim": 1024},
+        "loss": {"name": loss, "margin": 0.2},
+        "noise": {"ratio": ratio, "protocol": "ncr", "seed": 96},
+        "seed": seed,
+    }
+    results: dict[str, Any] = {"protocol": "1k", "split": "test", "images": 1000, "captions": 5000}
+    manifest = {
+        "noise": {"digest": DIGESTS.get(ratio, "0" * 16), "effective": ratio * 0.999},
+        "selection": {"split": "val", "epoch": 7},
+        "versions": {"torch": "2.13.0"},
+    }
+    (folder / "config.json").write_text(json.dumps(config | changes.get("config", {})))
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes.get("manifest", {})))
+    if first is not None:
+        # The stored rSum is wrong on purpose: ours is the sum of the six recalls.
+        results |= {"i2t": recalls(first), "t2i": recalls(first - 10), "rsum": -1.0}
+        (folder / "results.json").write_text(json.dumps(results | changes.get("results", {})))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two losses x two noise ratios x two seeds."""
+    firsts = {("snll", 0.2): 40.0, ("snll", 0.4): 36.0, ("triplet", 0.2): 41.0, ("triplet", 0.4): 30.0}
+    for (loss, ratio), first in firsts.items():
+        for seed in (0, 1):
+            make_run(tmp_path / "runs" / f"{loss}-{ratio}-{seed}", first + seed, loss, ratio, seed)
+    return tmp_path / "runs"
+
+
+def tables_of(*paths: Path) -> list[Table]:
+    return tabulate(collect(paths).runs)
+
+
+# --- formats ---
+
+TITLE = "flickr8k, test split, protocol 1k, ncr noise"
+NOTES = [
+    "Noise: ncr, seed 96; 20 %: digest 4d367b559264 (effective 19.98 %); "
+    "40 %: digest 8152f92aa51c (effective 39.96 %).",
+    "Mean ± standard deviation over seeds 0, 1.",
+    "Single model, epoch selected on the val split; image backbone efficientnet-lite0, "
+    "text backbone minilm-l6; head max-linear (pooling=max, projection=linear, dim=1024).",
+    "Ranked: 1000 images and 5000 captions. rSum is the sum of the six recalls before rounding.",
+]
+MARKDOWN = f"""\
+### {TITLE}
+
+| Noise (%) | Method | i2t R@1 | i2t R@5 | i2t R@10 | t2i R@1 | t2i R@5 | t2i R@10 | rSum | Seeds |
+| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 20 | snll | <u>40.5 ±0.7</u> | <u>60.5 ±0.7</u> | <u>70.5 ±0.7</u> | <u>30.5 ±0.7</u> | \
+<u>50.5 ±0.7</u> | <u>60.5 ±0.7</u> | <u>313.2 ±4.2</u> | 2 |
+| 20 | triplet | **41.5 ±0.7** | **61.5 ±0.7** | **71.5 ±0.7** | **31.5 ±0.7** | **51.5 ±0.7** | \
+**61.5 ±0.7** | **319.2 ±4.2** | 2 |
+| 40 | snll | **36.5 ±0.7** | **56.5 ±0.7** | **66.5 ±0.7** | **26.5 ±0.7** | **46.5 ±0.7** | \
+**56.5 ±0.7** | **289.2 ±4.2** | 2 |
+| 40 | triplet | <u>30.5 ±0.7</u> | <u>50.5 ±0.7</u> | <u>60.5 ±0.7</u> | <u>20.5 ±0.7</u> | \
+<u>40.5 ±0.7</u> | <u>50.5 ±0.7</u> | <u>253.2 ±4.2</u> | 2 |
+
+- {NOTES[0]}
+- {NOTES[1]}
+- {NOTES[2]}
+- {NOTES[3]}
+"""
+NARROW = """\
+ noise          i2t  i2t  i2t  t2i  t2i  t2i
+     % method   R@1  R@5 R@10  R@1  R@5 R@10  rSum seeds
+ ───────────────────────────────────────────────────────
+    20 snll    40.5 60.5 70.5 30.5 50.5 60.5 313.2     2
+               ±0.7 ±0.7 ±0.7 ±0.7 ±0.7 ±0.7  ±4.2
+       triplet 41.5 61.5 71.5 31.5 51.5 61.5 319.2     2
+               ±0.7 ±0.7 ±0.7 ±0.7 ±0.7 ±0.7  ±4.2
+
+    40 snll    36.5 56.5 66.5 26.5 46.5 56.5 289.2     2
+               ±0.7 ±0.7 ±0.7 ±0.7 ±0.7 ±0.7  ±4.2
+       triplet 30.5 50.5 60.5 20.5 40.5 50.5 253.2     2
+               ±0.7 ±0.7 ±0.7 ±0.7 ±0.7 ±0.7  ±4.2
+"""
+
+
+def test_markdown_to_the_letter(runs: Path) -> None:
+    assert render(tables_of(runs), "markdown") == MARKDOWN
+
+
+def test_a_terminal_of_80_columns_to_the_letter(runs: Path) -> None:
+    shown = as_terminal.text(tables_of(runs), width=80)
+    assert shown.startswith(f"{TITLE}\n\n{NARROW}\n")
+    assert " ".join(shown.split()).endswith(" ".join(NOTES))
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_a_wide_terminal_keeps_a_row_on_a_line(runs: Path) -> None:
+    lines = render(tables_of(runs), "table").splitlines()
+    row = next(line for line in lines if "triplet" in line)
+    values = ["41.5", "61.5", "71.5", "31.5", "51.5", "61.5"]
+    cells = [part for value in values for part in (value, "±0.7")]
+    assert row.split() == ["triplet", *cells, "319.2", "±4.2", "2"]
+
+
+def test_best_is_bold_and_second_underlined_on_a_terminal(runs: Path) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system="standard", width=120)
+    console.print(renderable(tables_of(runs)))
+    assert "\x1b[1m41.5 ±0.7\x1b[0m" in out.getvalue()
+    assert "\x1b[4m40.5 ±0.7\x1b[0m" in out.getvalue()
+
+
+def test_json_to_the_letter(runs: Path) -> None:
+    found = json.loads(render(tables_of(runs), "json"))
+    assert [(row["noise_ratio"], row["method"]) for row in found] == [
+        (0.2, "snll"),
+        (0.2, "triplet"),
+        (0.4, "snll"),
+        (0.4, "triplet"),
+    ]
+    means = [40.5, 60.54, 70.54, 30.5, 50.54, 60.54, 313.16]
+    names = ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum"]
+    metrics = {f"{name}_mean": pytest.approx(mean) for name, mean in zip(names, means, strict=True)}
+    deviations = {f"{name}_std": pytest.approx(0.5**0.5) for name in names[:-1]}
+    assert found[0] == {
+        "dataset": "flickr8k",
+        "protocol": "1k",
+        "split": "test",
+        "images": 1000,
+        "captions": 5000,
+        "noise_protocol": "ncr",
+        "noise_ratio": 0.2,
+        "noise_seeds": [96],
+        "noise_digests": ["4d367b5592645950"],
+        "method": "snll",
+        "loss": "snll",
+        "image_backbone": "efficientnet-lite0",
+        "text_backbone": "minilm-l6",
+        "head": "max-linear (pooling=max, projection=linear, dim=1024)",
+        "selection_splits": ["val"],
+        "runs": 2,
+        "seeds": [0, 1],
+        **metrics,
+        **deviations,
+        "rsum_std": pytest.approx(6 * 0.5**0.5),
+    }
+
+
+def test_csv_to_the_letter(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.5, "a,b", 0.25)
+    header, line = render(tables_of(tmp_path), "csv").splitlines()
+    assert header == (
+        "dataset,protocol,split,images,captions,noise_protocol,noise_ratio,noise_seeds,noise_digests,"
+        "method,loss,image_backbone,text_backbone,head,selection_splits,runs,seeds,"
+        "i2t_r1_mean,i2t_r1_std,i2t_r5_mean,i2t_r5_std,i2t_r10_mean,i2t_r10_std,"
+        "t2i_r1_mean,t2i_r1_std,t2i_r5_mean,t2i_r5_std,t2i_r10_mean,t2i_r10_std,rsum_mean,rsum_std"
+    )
+    assert line == (
+        "flickr8k,1k,test,1000,5000,ncr,0.25,96,0000000000000000,"
+        '"a,b","a,b",efficientnet-lite0,minilm-l6,'
+        '"max-linear (pooling=max, projection=linear, dim=1024)",val,1,0,'
+        "40.5,,60.54,,70.53999999999999,,30.5,,50.54,,60.54,,313.15999999999997,"
+    )
+
+
+def test_csv_says_what_json_says(runs: Path) -> None:
+    tables = tables_of(runs)
+    rows = list(csv.DictReader(io.StringIO(render(tables, "csv"))))
+    records = json.loads(render(tables, "json"))
+    assert [row["seeds"] for row in rows] == ["0 1"] * 4
+    for row, record in zip(rows, records, strict=True):
+        assert list(row) == list(record)
+        assert float(row["rsum_mean"]) == record["rsum_mean"]
+
+
+def test_an_unknown_format_names_the_nearest(runs: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'markdown'"):
+        render(tables_of(runs), "markdwon")
+    assert list(FORMATS) == ["table", "markdown", "csv", "json"]
+
+
+# --- names ---
+
+
+def test_a_name_with_markup_in_it_is_shown_as_it_is(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0, "a|b[bold]<c>*")
+    tables = tables_of(tmp_path)
+    assert "| a\\|b\\[bold\\]\\<c>\\* |" in render(tables, "markdown")
+    assert "a|b[bold]<c>*" in render(tables, "table")
+
+
+def test_a_long_name_costs_no_number(tmp_path: Path) -> None:
+    name = "a-method-with-a-name-that-is-longer-than-anything-a-table-can-hold-on-a-line"
+    make_run(tmp_path / "a", 40.0, name)
+    make_run(tmp_path / "b", 41.0, name, seed=1)
+    shown = as_terminal.text(tables_of(tmp_path), width=80)
+    lines = shown.splitlines()
+    row = next(line for line in lines if "40.5" in line)
+    assert row.split()[2:] == ["40.5", "60.5", "70.5", "30.5", "50.5", "60.5", "313.2", "2"]
+    assert max(map(len, lines)) <= 80
+    # The name breaks inside its column, and is all there.
+    start, end = row.index(name[:9]), row.index("40.5")
+    column = "".join(line[start:end].strip() for line in lines[lines.index(row) :])
+    assert column.startswith(name)
+
+
+def test_runs_of_other_settings_are_other_rows_named_by_the_fewest(tmp_path: Path) -> None:
+    head = {"name": "gpo-mlp", "pooling": "gpo", "projection": "mlp", "dim": 512}
+    make_run(tmp_path / "a", 40.0)
+    make_run(tmp_path / "b", 41.0, config={"head": head})
+    make_run(tmp_path / "c", 42.0, config={"loss": {"name": "triplet", "margin": 0.5}})
+    make_run(tmp_path / "d", 43.0, "snll")
+    (table,) = tables_of(tmp_path)
+    assert [row.method for row in table.rows] == [
+        "snll (max-linear)",
+        "triplet (gpo-mlp, margin=0.2)",
+        "triplet (max-linear, margin=0.2)",
+        "triplet (max-linear, margin=0.5)",
+    ]
+    assert "head as in the rows" in table.notes[2]
+
+
+def test_a_setting_that_goes_with_the_loss_is_not_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0, config={"schedule": {"lr": 1e-3}})
+    make_run(tmp_path / "b", 41.0, "rcl", config={"schedule": {"lr": 5e-4}})
+    (table,) = tables_of(tmp_path)
+    assert [row.method for row in table.rows] == ["rcl", "triplet"]
+
+
+def test_other_features_are_another_row(tmp_path: Path) -> None:
+    data = {"dataset": "flickr8k", "image_backbone": "clip", "text_backbone": "clip"}
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64)):
+        make_run(tmp_path / name, 40.0, config={"data": data | {"image_digest": digest}})
+    (table,) = tables_of(tmp_path)
+    names = [f"triplet (image_digest={digit * 12})" for digit in "12"]
+    assert [row.method for row in table.rows] == names
+    assert "image backbone clip" in table.notes[2]
+
+
+# --- groups, places, footnotes ---
+
+
+def test_each_dataset_protocol_and_noise_protocol_has_its_table(tmp_path: Path) -> None:
+    folds = {"protocol": "5x1k", "split": "test", "images": 5000, "captions": 25000}
+    folds |= {"i2t": recalls(60), "t2i": recalls(50), "rsum": 0}
+    coco = {"protocol": "5k", "images": 5000, "captions": 25000, "5x1k": folds}
+    make_run(tmp_path / "a", 40.0, config={"dataset": "coco"}, results=coco)
+    make_run(tmp_path / "b", 41.0)
+    make_run(tmp_path / "c", 42.0, config={"noise": {"ratio": 0.2, "protocol": "decl", "seed": 1}})
+    make_run(tmp_path / "d", 43.0, results={"split": "val"})
+    make_run(tmp_path / "e", 43.0, ratio=0.0, config={"dataset": "demo"})
+    assert [table.title for table in tables_of(tmp_path)] == [
+        "coco, test split, protocol 5k, ncr noise",
+        "coco, test split, protocol 5x1k, ncr noise",
+        "demo, test split, protocol 1k, no noise",
+        "flickr8k, test split, protocol 1k, decl noise",
+        "flickr8k, test split, protocol 1k, ncr noise",
+        "flickr8k, val split, protocol 1k, ncr noise",
+    ]
+
+
+def test_places_count_unrounded_and_share_the_best(tmp_path: Path) -> None:
+    for name, first in {"a": 40.01, "b": 40.02, "c": 40.02, "d": 39.0}.items():
+        make_run(tmp_path / name, first, name)
+    (table,) = tables_of(tmp_path)
+    assert [row.cells[0].place for row in table.rows] == [2, 1, 1, 0]
+
+
+def test_a_row_alone_is_not_the_best_of_anything(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0)
+    text = render(tables_of(tmp_path), "markdown")
+    assert "**" not in text
+    assert "Seeds |" not in text
+    assert "- Seed 0." in text
+
+
+def test_a_noise_file_is_told_by_its_effective_rate(tmp_path: Path) -> None:
+    noise = {"ratio": 0.0, "protocol": "ncr", "seed": 96, "file": "f30k_0.2.npy"}
+    seen = {"digest": "4d367b5592645950", "effective": 0.19999}
+    make_run(tmp_path / "a", 40.0, config={"noise": noise}, manifest={"noise": seen})
+    (table,) = tables_of(tmp_path)
+    assert table.title.endswith("file noise")
+    assert table.rows[0].noise == 0.2
+    assert table.notes[0] == "Noise: file; 20 %: digest 4d367b559264 (effective 20.00 %)."
+
+
+def test_footnotes_warn_of_what_makes_rows_unequal(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0)
+    make_run(tmp_path / "b", 41.0)
+    make_run(tmp_path / "c", 42.0, "snll", seed=3, manifest={"noise": {"digest": "f" * 64}})
+    (table,) = tables_of(tmp_path)
+    assert table.notes[:5] == (
+        "Noise: ncr, seed 96; 20 %: digest ffffffffffff and digest 4d367b559264 (effective 19.98 %).",
+        "Runs at 20 % saw different noise: compare them with care.",
+        "Mean ± standard deviation over seeds 0, 3.",
+        "snll at 20 % lacks seed 0.",
+        "triplet at 20 % counts seed 0 2 times.",
+    )
+
+
+def test_a_run_without_manifest_says_so(tmp_path: Path) -> None:
+    (make_run(tmp_path / "a", 40.0) / "manifest.json").unlink()
+    (table,) = tables_of(tmp_path)
+    assert table.notes[0] == "Noise: ncr, seed 96; 20 %: digest not recorded."
+    assert "selected on the unrecorded split" in table.notes[2]
+
+
+# --- reading folders ---
+
+
+def test_folders_are_found_two_levels_down_and_counted_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "sweep" / "one", 40.0)
+    make_run(tmp_path / "two", 40.0, seed=1)
+    make_run(tmp_path / "too" / "far" / "down", 40.0, seed=2)
+    found = collect([tmp_path, run, str(run)])
+    assert [path.path.name for path in found.runs] == ["one", "two"]
+    assert found.note is None
+
+
+def test_unfinished_runs_are_named_and_left_out(runs: Path) -> None:
+    folder = make_run(runs / "late", None, seed=7)
+    found = collect([runs])
+    assert len(found.runs) == 8
+    assert found.note is not None
+    assert found.note.endswith(f"unfinished (repeat the command to resume): {folder}")
+
+
+def test_nothing_finished_is_no_empty_table(tmp_path: Path) -> None:
+    make_run(tmp_path / "late", None)
+    with pytest.raises(DataError, match="none of the runs is finished"):
+        tables_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["empty", "absent"])
+def test_no_run_at_all_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"there is no run in .*{name}"):
+        collect([tmp_path / name])
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "manifest.json"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\udcff"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    file = make_run(tmp_path / "a", 40.0) / name
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        collect([tmp_path])
+
+
+def test_a_missing_number_is_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0, results={"t2i": {"r1": 1.0, "r5": 2.0}})
+    with pytest.raises(DataError, match=r"t2i\.r10: Field required"):
+        collect([tmp_path])
+
+
+def test_results_without_configuration_are_named(tmp_path: Path) -> None:
+    (make_run(tmp_path / "a", 40.0) / "config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json is missing"):
+        collect([tmp_path])
+
+
+def test_reports_load_no_heavy_library() -> None:
+    code = "import sys, itmfeat.report; print({'torch', 'numpy', 'faiss', 'h5py'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,217 @@
+"""The trainer: a run in a stack equals the run alone, kills change nothing, selection sees no test."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from itmfeat.api import configuration, embeddings, evaluate, train, train_table
+from itmfeat.config import RunConfig
+from itmfeat.errors import DataError, ItmfeatError, UsageError
+from itmfeat.features import open_features, reopen
+from itmfeat.losses import LOSSES
+from itmfeat.runs import Run
+from itmfeat.training import learning_rate, train_stack
+
+SMALL = {"epochs": 3, "batch_size": 32, "lr": 1e-2}
+
+
+def config(cache: Path, loss: str, *overrides: str, **given: Any) -> RunConfig:
+    return configuration(open_features(cache), loss, overrides=overrides, **(SMALL | given))
+
+
+def history(path: Path) -> list[dict[str, Any]]:
+    """The metrics without what the clock says."""
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in Run(path).metrics()]
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "topk", "gpo"])
+def test_each_run_of_a_mixed_stack_equals_the_run_alone(toy_cache: Path, tmp_path: Path, pool: str) -> None:
+    configs = [
+        config(toy_cache, loss, f"head.pooling={pool}", "head.dim=16", noise=noise, seed=seed)
+        for loss, noise, seed in [(name, n, n_seed) for n_seed, name in enumerate(LOSSES) for n in (0, 0.5)]
+    ]
+    together = train_stack(configs, toy_cache, tmp_path / "stack")
+    for place, one in enumerate(configs):
+        alone = train_stack([one], toy_cache, tmp_path / "alone")[0]
+        assert alone.name == together[place].name
+        for mine, theirs in zip(history(together[place]), history(alone), strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        mine, theirs = (json.loads((path / "results.json").read_text()) for path in (together[place], alone))
+        assert mine["rsum"] == pytest.approx(theirs["rsum"], abs=15)  # 10 images: one rank is worth 10
+
+
+@pytest.mark.parametrize("stop", [1, 40, 41, 75])
+def test_a_killed_run_ends_like_an_undisturbed_one(toy_cache: Path, tmp_path: Path, stop: int) -> None:
+    one = config(toy_cache, "snll", noise=0.4, epochs=4)
+    whole = train_stack([one], toy_cache, tmp_path / "whole")[0]
+    per_epoch = 200 // 32
+
+    def kill(done: int, total: int, line: str) -> None:
+        if done == stop * per_epoch // 20 + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_stack([one], toy_cache, tmp_path / "killed", progress=kill)
+    again = train_stack([one], toy_cache, tmp_path / "killed")[0]
+    assert history(again) == history(whole)
+    assert (again / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    assert (again / "head.safetensors").read_bytes() == (whole / "head.safetensors").read_bytes()
+    assert not list(again.glob("checkpoint*"))
+
+
+def test_runs_of_a_stack_that_stopped_apart_go_on_from_the_common_epoch(
+    toy_cache: Path, tmp_path: Path
+) -> None:
+    configs = [config(toy_cache, "infonce", seed=seed) for seed in (0, 1)]
+    whole = train_stack(configs, toy_cache, tmp_path / "whole")
+
+    def kill(done: int, total: int, line: str) -> None:
+        if done == 13:  # in the third epoch
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_stack(configs, toy_cache, tmp_path / "killed", progress=kill)
+    first = tmp_path / "killed" / configs[0].name
+    shutil.copy(Run(first).checkpoint(2), Run(first).checkpoint(1))
+    Run(first).checkpoint(2).unlink()
+    again = train_stack(configs, toy_cache, tmp_path / "killed")
+    assert [history(path) for path in again] == [history(path) for path in whole]
+
+
+def test_a_diverging_run_stops_alone(toy_cache: Path, tmp_path: Path) -> None:
+    good = config(toy_cache, "infonce", "head.dim=16")
+    bad = config(toy_cache, "snll", "head.dim=16", "loss.scale=1e39", "loss.learn=false")
+    fine = config(toy_cache, "snll", "head.dim=16", "loss.learn=false")
+    beside = train_stack([good, fine], toy_cache, tmp_path / "fine")[0]
+    with pytest.raises(ItmfeatError, match="diverged in epoch 1"):
+        train_stack([good, bad], toy_cache, tmp_path / "both")
+    assert history(tmp_path / "both" / good.name) == history(beside)  # to the bit
+    assert not (tmp_path / "both" / bad.name / "results.json").exists()
+
+
+def test_learning_beats_chance_and_eval_repeats_the_results(toy_cache: Path, tmp_path: Path) -> None:
+    path = train("infonce", cache=toy_cache, runs=tmp_path, epochs=10, batch_size=32, lr=1e-2)
+    stored = json.loads((path / "results.json").read_text())
+    assert stored["rsum"] > 350  # chance is about 220 with ten images
+    assert evaluate(path) == stored
+    assert evaluate(path, "val")["split"] == "val"
+    manifest = json.loads((path / "manifest.json").read_text())
+    best = max(history(path), key=lambda entry: entry["val"]["rsum"])
+    assert manifest["selection"] == {"split": "val", "epoch": best["epoch"], "rsum": best["val"]["rsum"]}
+
+
+def test_a_finished_run_is_not_trained_again(toy_cache: Path, tmp_path: Path) -> None:
+    path = train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(DataError, match="exists and is finished"):
+        train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
+    assert train("infonce", cache=toy_cache, runs=tmp_path, resume=True, **SMALL) == path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    paths = train_table(toy_cache, ["infonce"], [0.0, 0.5], tmp_path, **SMALL)
+    assert paths[0] == path
+    assert Run(paths[1]).finished
+
+
+def test_a_folder_in_the_way_is_left_alone(toy_cache: Path, tmp_path: Path) -> None:
+    one = config(toy_cache, "infonce")
+    folder = tmp_path / one.name
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="is no run"):
+        train_stack([one], toy_cache, tmp_path)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="holds another run"):
+        train_stack([one], toy_cache, tmp_path)
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_is_one_sentence(toy_cache: Path, tmp_path: Path) -> None:
+    one = config(toy_cache, "infonce")
+    run = Run(tmp_path / one.name)
+    run.start(one)
+    run.checkpoint(1).write_bytes(b"torn")
+    with pytest.raises(DataError, match="is damaged"):
+        train_stack([one], toy_cache, tmp_path)
+
+
+def test_a_run_and_another_cache(toy_cache: Path, tmp_path: Path) -> None:
+    one = config(toy_cache, "infonce")
+    other = one.model_copy(update={"data": one.data.model_copy(update={"image_digest": "0" * 64})})
+    with pytest.raises(DataError, match="other image features"):
+        reopen(toy_cache, other.data)
+    with pytest.raises(DataError, match="no run folder"):
+        evaluate(tmp_path)
+
+
+def test_collapsed_heads_score_chance(toy_cache: Path, tmp_path: Path) -> None:
+    path = train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
+    state = {k: torch.zeros_like(v) for k, v in load_file(path / "head.safetensors").items()}
+    from safetensors.torch import save_file
+
+    for side in ("image", "text"):
+        state[f"{side}.linear.bias"] += 1
+        state[f"{side}.scale"] += 1
+    save_file(state, path / "head.safetensors")
+    found = evaluate(path)
+    assert (found["t2i"]["r1"], found["t2i"]["r5"], found["t2i"]["r10"]) == (10, 50, 100)
+    assert found["i2t"]["r1"] == 10
+
+
+def test_embeddings_are_normalised(toy_cache: Path, tmp_path: Path) -> None:
+    path = train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
+    run = Run(path)
+    features = open_features(toy_cache)
+    image, text, caption_image = embeddings(run, run.config(), features, "test", torch.device("cpu"))
+    assert image.shape[0] == 10
+    assert text.shape[0] == caption_image.shape[0] == 50
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(10))
+
+
+def test_bfloat16_trains(toy_cache: Path, tmp_path: Path) -> None:
+    for name in LOSSES:
+        one = config(toy_cache, name, "schedule.precision=bfloat16", noise=0.8)
+        path = train_stack([one], toy_cache, tmp_path)[0]
+        assert all(entry["loss"] is not None for entry in history(path))
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    schedule = config_schedule = RunConfig.model_fields["schedule"].default.model_copy(
+        update={"warmup": 0.1, "lr": 1.0}
+    )
+    rates = [learning_rate(schedule, step, 100) for step in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01
+    constant = config_schedule.model_copy(update={"decay": "constant"})
+    assert learning_rate(constant, 99, 100) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "message"),
+    [
+        ("tripplet", {}, "did you mean 'triplet'"),
+        ("triplet", {"noise": 1.0}, r"\[0, 1\)"),
+        ("triplet", {"noise_protocol": "nrc"}, "noise.protocol"),
+        ("triplet", {"head": "defualt"}, "did you mean 'default'"),
+        ("triplet", {"overrides": ["head.dims=3"]}, "did you mean 'head.dim'"),
+        ("triplet", {"overrides": ["loss.margn=3"]}, "did you mean 'loss.margin'"),
+        ("triplet", {"overrides": ["loss.margin=wide"]}, "cannot be"),
+        ("triplet", {"overrides": ["head.dim=-3"]}, "head.dim"),
+        ("triplet", {"overrides": ["head.dim"]}, "takes key=value"),
+        ("triplet", {"epochs": 0}, "schedule.epochs"),
+        ("triplet", {"lr": -1}, "schedule.lr"),
+        ("triplet", {"batch_size": 1000}, "larger than the 200 training captions"),
+        ("triplet", {"device": "tpu9"}, "not available"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    toy_cache: Path, tmp_path: Path, loss: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(loss, cache=toy_cache, runs=tmp_path, **given)
