@@ -56,18 +56,23 @@ class Batch:
 
 
 def pooled_source(file: FeatureFile, rows: Ints, step: int = 1024) -> Source:
-    """The mean vector of each item, computed once for the given rows and kept in memory as float32.
+    """The mean vector of each item, kept in memory as float32 for the given rows.
 
-    A mean-pooled head needs nothing else of an item: the mean of linear maps is the map of the mean.
+    A mean-pooled head needs nothing else of an item: the mean of linear maps is the map of the mean. The
+    means come from the file where it has them, else all vectors are read once.
     """
-    gather = Gather(file)
-    table = torch.zeros(len(rows), file.dim)
+    chosen = torch.from_numpy(rows)
     position = torch.full((len(file),), -1)
-    position[torch.from_numpy(rows)] = torch.arange(len(rows))
-    for start in range(0, len(rows), step):
-        part = gather(torch.from_numpy(rows[start : start + step]))
-        lengths = part.lengths.clamp(min=1).unsqueeze(1)
-        table[start : start + step] = part.vectors.sum(1, dtype=torch.float32) / lengths
+    position[chosen] = torch.arange(len(rows))
+    if file.has_means:
+        table = file.tensor("pooled").index_select(0, chosen)
+    else:
+        gather = Gather(file)
+        table = torch.zeros(len(rows), file.dim)
+        for start in range(0, len(rows), step):
+            part = gather(chosen[start : start + step])
+            lengths = part.lengths.clamp(min=1).unsqueeze(1)
+            table[start : start + step] = part.vectors.sum(1, dtype=torch.float32) / lengths
 
     def fetch(items: Tensor) -> Ragged:
         vectors = table.index_select(0, position[items]).unsqueeze(1)

@@ -72,6 +72,12 @@ class FeatureFile:
         """What is known of the backbone: weights digest, preprocessing, licence."""
         return dict(json.loads(str(self.attributes["fingerprint"])))
 
+    @property
+    def has_means(self) -> bool:
+        """Whether `pooled` holds the mean of each item's vectors."""
+        whole = self.attributes["tokens"] == "all" and "pooled" in self.extents
+        return whole and self.fingerprint.get("pooled") == "mean"
+
     def tensor(self, name: str = "features") -> Tensor:
         """A payload as a tensor over the mapped file; writing to it does not reach the file."""
         extent = self.extents[name]

@@ -14,32 +14,24 @@ perceptron. Its masks follow from the batch and are shared by the runs of a stac
 import torch
 from torch import Tensor, nn
 
-from itmfeat.cache import FeatureFile, Gather
+from itmfeat.cache import FeatureFile
 from itmfeat.heads import pooling
 from itmfeat.heads.gpo import PositionWeights
 from itmfeat.heads.stacked import StackedLinear
-from itmfeat.loader import Side
+from itmfeat.loader import Side, pooled_source
 from itmfeat.pairs import Ints
 
 
-def input_statistics(file: FeatureFile, rows: Ints, limit: int = 1024) -> tuple[Tensor, Tensor]:
-    """Mean vector (D,) and one scale () of the vectors of at most `limit` evenly spaced items.
+def input_statistics(file: FeatureFile, rows: Ints, limit: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean vector (D,) of at most `limit` evenly spaced items, and the typical deviation () of an item's mean.
 
     Frozen features are far from centred (post-activation grids are all positive), which leaves cosines
-    bunched near one at the start; heads subtract the mean and divide by the typical deviation.
+    bunched near one at the start; heads subtract the mean and divide by the deviation.
     """
-    chosen = torch.from_numpy(rows[:: max(1, -(-len(rows) // limit))].copy())
-    total = torch.zeros(2, file.dim, dtype=torch.float64)
-    count = 0
-    gather = Gather(file)
-    for part in torch.split(chosen, 256):
-        found = gather(part)
-        real = pooling.inside(found.lengths, found.vectors.shape[1])
-        vectors = found.vectors[real].double()
-        total += torch.stack([vectors.sum(0), vectors.square().sum(0)])
-        count += len(vectors)
-    mean, square = total / max(1, count)
-    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().mean().clamp(min=1e-6).float()
+    chosen = rows[:: max(1, -(-len(rows) // limit))].copy()
+    means = pooled_source(file, chosen)(torch.from_numpy(chosen)).vectors.squeeze(1).double()
+    deviation = means.std(0, correction=0).mean().clamp(min=1e-6)
+    return means.mean(0).float(), deviation.float()
 
 
 def _keep(rate: float, shape: tuple[int, ...], random: torch.Generator) -> Tensor:

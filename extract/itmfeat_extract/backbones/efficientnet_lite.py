@@ -29,7 +29,7 @@ PREPROCESSING = Preprocessing(
 GRID = (7, 7)
 DIM = 1280
 # Images that a core computes at once: their widest activations stay in the cache, and below the size from
-# which malloc returns memory to the system after each layer. With 32 at once an image takes 1.7 times as long.
+# which malloc returns memory to the system after each layer. At 32 each takes 1.7 times as long.
 CPU_STEP = 2
 
 
