@@ -261,6 +261,8 @@ def train_stack(
     features = reopen(cache, configs[0].data)
     members = [_member(config, features, runs) for config in configs]
     trainer = Trainer(members, features, choose_device(device))
+    for member in members:  # only now: a request that fails leaves no folder behind
+        member.run.start(member.config)
     line = ""
     for epoch in range(trainer.resume(), trainer.schedule.epochs):
         start = time.perf_counter()
@@ -283,16 +285,14 @@ def train_stack(
 
 
 def _member(config: RunConfig, features: Features, runs: Path) -> Member:
-    """The run folder and the noise of a configuration."""
+    """The run folder (not made yet) and the noise of a configuration."""
     pairs = features.pairs("train", config.data.captions_per_image)
     asked = config.noise
     if asked.file:
         noise = from_file(Path(asked.file), pairs.caption_image)
     else:
         noise = corrupt(pairs.caption_image, asked.protocol, asked.ratio, asked.seed)
-    run = Run(runs / config.name)
-    run.start(config)
-    return Member(run, config, noise)
+    return Member(Run(runs / config.name), config, noise)
 
 
 def _optimizer(stack: Stack, schedule: ScheduleConfig) -> torch.optim.AdamW:

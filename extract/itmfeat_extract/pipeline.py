@@ -30,7 +30,7 @@ from itmfeat_extract.tokens import TokenPolicy
 Progress = Callable[[str, int, int], None]
 """Called with what is being extracted, items done and items in all."""
 
-IMAGE_RANGE, TEXT_RANGE, TEXT_BATCH = 64, 2048, 64
+IMAGE_RANGE, TEXT_RANGE, TEXT_BATCH = 64, 2048, 512
 AHEAD = 2  # ranges that are decoded in advance
 VERSIONS = ("torch", "transformers", "pillow", "numpy", "h5py", "itmfeat")
 
@@ -245,7 +245,7 @@ def _finished(path: Path, spec: FeatureSpec) -> bool:
     for key in ("kind", "backbone", "dtype", "tokens", "fingerprint"):
         if found.attributes[key] != wanted[key]:
             raise DataError(
-                f"{path} already holds features with another {key}; choose another --cache, or delete that file"
+                f"{path} holds features with another {key}; choose another --cache, or delete that file"
             )
     return True
 

@@ -23,7 +23,7 @@ from itmfeat.pairs import Ints
 
 
 def input_statistics(file: FeatureFile, rows: Ints, limit: int = 4096) -> tuple[Tensor, Tensor]:
-    """Mean vector (D,) of at most `limit` evenly spaced items, and the typical deviation () of an item's mean.
+    """Mean vector (D,) of up to `limit` evenly spaced items, and the typical deviation () of an item's mean.
 
     Frozen features are far from centred (post-activation grids are all positive), which leaves cosines
     bunched near one at the start; heads subtract the mean and divide by the deviation.
@@ -69,7 +69,7 @@ class Head(nn.Module):
         self.hidden = self.out = None
         if projection == "mlp":
             self.hidden = StackedLinear(dim, 2 * dim, generators)
-            self.out = StackedLinear(2 * dim, dim, generators)
+            self.out = StackedLinear(2 * dim, dim, generators, gain=0.0)  # starts as the linear head
         self.weights = PositionWeights(generators) if pool == "gpo" else None
 
     def forward(self, side: Side, variant: Tensor | None = None) -> Tensor:

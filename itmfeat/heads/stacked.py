@@ -18,9 +18,11 @@ def uniform(shape: tuple[int, ...], bound: float, generators: list[torch.Generat
 class StackedLinear(nn.Module):
     """K affine maps side by side."""
 
-    def __init__(self, inputs: int, outputs: int, generators: list[torch.Generator]) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, generators: list[torch.Generator], gain: float = 1.0
+    ) -> None:
         super().__init__()
-        bound = math.sqrt(6 / (inputs + outputs))  # Glorot and Bengio 2010
+        bound = gain * math.sqrt(6 / (inputs + outputs))  # Glorot and Bengio 2010
         self.weight = nn.Parameter(uniform((outputs, inputs), bound, generators))
         self.bias = nn.Parameter(torch.zeros(len(generators), outputs))
 

@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(ItmfeatError, match="disk .* is full"):
+    with pytest.raises(ItmfeatError, match=r"disk .* is full"):
         writer.write(0, **content(0, int(LENGTHS[:16].sum()), 16))
 
 

