@@ -12,6 +12,7 @@ from itmfeat.config import RunConfig, configure
 from itmfeat.errors import DataError, UsageError
 from itmfeat.features import Features, data_of, open_features, reopen
 from itmfeat.loader import whole
+from itmfeat.noise import file_digest
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed, load_heads
 from itmfeat.training import EMBED_BATCH, Progress, choose_device, train_stack
@@ -47,6 +48,7 @@ def configuration(
             "protocol": noise_protocol,
             "seed": noise_seed,
             "file": None if noise_file is None else str(noise_file),
+            "file_digest": None if noise_file is None else file_digest(Path(noise_file)),
         },
         schedule={key: value for key, value in schedule.items() if value is not None},
     )

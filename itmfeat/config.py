@@ -33,6 +33,7 @@ class NoiseConfig(_Strict):
     protocol: Literal["ncr", "decl"] = "ncr"
     seed: int = Field(96, ge=0)  # the seed of most published index files
     file: str | None = None  # an .npy index instead of protocol, ratio and seed
+    file_digest: str | None = None  # SHA-256 of that file
 
 
 class ScheduleConfig(_Strict):
@@ -44,7 +45,7 @@ class ScheduleConfig(_Strict):
     warmup: float = Field(0.1, ge=0, le=1)  # share of all steps with a rising learning rate
     decay: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(1e-4, ge=0)
-    clip: float = Field(2.0, gt=0)  # of the gradient norm of each run
+    clip: float = Field(10.0, gt=0)  # of the gradient norm of each run
     precision: Literal["float32", "bfloat16"] = "float32"
     order_seed: int = Field(0, ge=0)  # shared by all runs of a table, so that they can be stacked
 

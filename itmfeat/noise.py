@@ -76,6 +76,14 @@ def described(given: Ints, caption_image: Ints) -> Noisy:
     return Noisy(given, digest, float(np.mean(given != caption_image)))
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of an index file, so that a run is tied to its content and not to its name."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} is no readable .npy file of integers") from error
+
+
 def from_file(path: Path, caption_image: Ints) -> Noisy:
     """Read a published `.npy` index: one image a caption (C,), or one image an image (I,).
 

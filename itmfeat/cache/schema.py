@@ -21,7 +21,7 @@ SCHEMA = 1
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 PAYLOADS = ("features", "scales", "pooled", "boxes", "scores")
-CHECKSUM_BYTES = 16  # BLAKE2b-128 of each payload of each range
+CHECKSUM_BYTES = 16  # of the SHA-256 of each payload of each range
 SEAL_BYTES = 32  # SHA-256 of the skeleton
 PAGE = 4096  # payloads start on a page, so that they can be mapped, advised and read directly
 

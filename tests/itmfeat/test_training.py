@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, ItmfeatError, UsageError
 from itmfeat.features import open_features, reopen
 from itmfeat.losses import LOSSES
+from itmfeat.noise import corrupt, ncr
 from itmfeat.runs import Run
 from itmfeat.training import learning_rate, train_stack
 
@@ -215,3 +217,16 @@ def test_wrong_input_is_one_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         train(loss, cache=toy_cache, runs=tmp_path, **given)
+
+
+def test_a_noise_file_is_known_by_its_content(toy_cache: Path, tmp_path: Path) -> None:
+    path = tmp_path / "index.npy"
+    true = np.arange(200) // 5
+    names = []
+    for seed in (0, 1):
+        np.save(path, ncr(true, 0.5, seed))
+        names.append(config(toy_cache, "infonce", noise_file=path).name)
+    assert names[0] != names[1]
+    run = train_stack([config(toy_cache, "infonce", noise_file=path)], toy_cache, tmp_path / "runs")[0]
+    noise = json.loads((run / "manifest.json").read_text())["noise"]
+    assert noise["digest"] == corrupt(true, "ncr", 0.5, 1).digest
