@@ -39,7 +39,7 @@ class NoiseConfig(_Strict):
 class ScheduleConfig(_Strict):
     """Optimisation, and the order of the batches."""
 
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(15, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(1e-3, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)  # share of all steps with a rising learning rate

@@ -3,8 +3,9 @@
 config.json               the complete configuration; its digest names the folder
 manifest.json             versions, device, digests, arguments, times
 metrics.jsonl             a line an epoch
-checkpoint-NNN.safetensors  where to go on after epoch NNN; gone when the run is finished
+checkpoint-NNN...         where to go on after epoch NNN; gone when the run is finished
 head.safetensors          the heads of the best validation epoch
+retrieved.safetensors     the ten best hits of each test query, in both directions, by FAISS
 results.json              the test metrics; written last, so it marks a finished run
 """
 

@@ -27,6 +27,7 @@ from itmfeat.runs import Run
 from itmfeat.stack import Stack, embed, head_state, load_heads
 
 EMBED_BATCH = 512
+LISTED = 10  # hits of each query that a run keeps, found by FAISS
 
 Progress = Callable[[int, int, str], None]
 """Called with finished steps, all steps and a line about the last epoch."""
@@ -149,6 +150,11 @@ class Trainer:
             results = retrieval.evaluate(
                 image[0], text[0], torch.from_numpy(pairs.caption_image).to(self.device)
             )
+            lists = {
+                "i2t": retrieval.search(image[0], text[0], LISTED)[1],  # (I, 10) captions of the split
+                "t2i": retrieval.search(text[0], image[0], LISTED)[1],  # (C, 10) images of the split
+            }
+            save_file(_contiguous(lists), member.run.path / "retrieved.safetensors")
             save_file(_contiguous(member.best), member.run.path / "head.safetensors")
             member.run.write("manifest.json", self.manifest(member))
             member.run.write("results.json", results)

@@ -174,6 +174,18 @@ def test_embeddings_are_normalised(toy_cache: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(image.norm(dim=1), torch.ones(10))
 
 
+def test_the_lists_of_hits_agree_with_the_recalls(toy_cache: Path, tmp_path: Path) -> None:
+    path = train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
+    lists = load_file(path / "retrieved.safetensors")
+    results = json.loads((path / "results.json").read_text())
+    image_of = torch.arange(50) // 5
+    for k in (1, 5, 10):
+        own = image_of[lists["i2t"][:, :k]] == torch.arange(10).unsqueeze(1)
+        assert own.any(1).float().mean().item() * 100 == pytest.approx(results["i2t"][f"r{k}"])
+        hit = lists["t2i"][:, :k] == image_of.unsqueeze(1)
+        assert hit.any(1).float().mean().item() * 100 == pytest.approx(results["t2i"][f"r{k}"])
+
+
 def test_bfloat16_trains(toy_cache: Path, tmp_path: Path) -> None:
     for name in LOSSES:
         one = config(toy_cache, name, "schedule.precision=bfloat16", noise=0.8)
