@@ -36,11 +36,15 @@ class Run:
         if stored.exists():
             if self.read("config.json") != config.model_dump(mode="json"):
                 raise DataError(f"{self.path} exists and holds another run; choose another --runs folder")
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and not self._empty():
             raise DataError(f"{self.path} exists and is no run; move it or choose another --runs folder")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write("config.json", config.model_dump(mode="json"))
+
+    def _empty(self) -> bool:
+        """Whether the folder holds nothing, or only what a kill at its very start left."""
+        return self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {"config.json.part"}
 
     def read(self, name: str) -> Any:
         """A JSON file of the run."""

@@ -100,7 +100,10 @@ def write_index(
 def read_index(path: Path) -> DatasetIndex:
     """Open `dataset.h5`; a DataError in one sentence if it is missing, damaged or of another schema."""
     if not path.exists():
-        raise DataError(f"{path.parent} is no cache: it has no dataset.h5; `itmfeat extract` makes one")
+        raise DataError(
+            f"{path.parent} is no cache: "
+            "it has no dataset.h5; name another with --cache, or make one with `itmfeat extract`"
+        )
     with schema.open_file(path) as file:
         found = schema.extent(file, "seal", path)
         if found is None:

@@ -6,7 +6,7 @@ digest of the whole file, and comparing it costs only the skeleton (kilobytes to
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from itmfeat.cache.schema import CHECKSUM_BYTES, SEAL_BYTES, Extent
@@ -28,19 +28,25 @@ def checksum_at(descriptor: int, start: int, stop: int) -> bytes:
     return digest.digest()[:CHECKSUM_BYTES]
 
 
+def skeleton_spans(path: Path, payloads: Iterable[Extent]) -> Iterator[tuple[int, int]]:
+    """Start and stop of the bytes between the payloads."""
+    position = 0
+    for extent in sorted(payloads, key=lambda payload: payload.offset):
+        yield position, extent.offset
+        position = extent.offset + extent.nbytes
+    yield position, path.stat().st_size
+
+
 def skeleton_digest(path: Path, payloads: Iterable[Extent], seal: Extent) -> bytes:
     """SHA-256 of all bytes outside the payloads, the seal itself read as zeros."""
     digest = hashlib.sha256()
-    holes = sorted((extent.offset, extent.offset + extent.nbytes) for extent in payloads)
     with path.open("rb") as file:
-        position, end = 0, path.stat().st_size
-        for start, stop in [*holes, (end, end)]:
-            part = bytearray(os.pread(file.fileno(), start - position, position))
-            hidden = seal.offset - position
+        for start, stop in skeleton_spans(path, payloads):
+            part = bytearray(os.pread(file.fileno(), stop - start, start))
+            hidden = seal.offset - start
             if 0 <= hidden < len(part):
                 part[hidden : hidden + SEAL_BYTES] = bytes(SEAL_BYTES)
             digest.update(part)
-            position = stop
     return digest.digest()
 
 

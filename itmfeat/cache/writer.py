@@ -126,7 +126,8 @@ class FeatureWriter:
         """Lay out a new file, or take up the one that is there; returns the ranges that are right."""
         identity, done = self._journal.read()
         if identity is None or not self.part.exists():
-            self._create()
+            self._check_room()
+            self._create(self.part)
             self._journal.begin(self.spec.identity())
             done = {}
         elif identity != self.spec.identity():
@@ -134,6 +135,8 @@ class FeatureWriter:
                 f"{self.part} is an unfinished extraction with other settings; "
                 "repeat it with those, or delete it to start over"
             )
+        else:
+            self._renew_skeleton()
         self._extents, self._sums, self._seal = layout(self.part)
         with self.part.open("rb") as file:
             return {
@@ -142,14 +145,17 @@ class FeatureWriter:
                 if 0 <= index < self.spec.ranges and self._read_sums(file.fileno(), index) == sums
             }
 
-    def _create(self) -> None:
+    def _check_room(self) -> None:
         free = shutil.disk_usage(self.path.parent).free
         if free < self.spec.nbytes:
             raise ItmfeatError(
                 f"{self.path} needs {self.spec.nbytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
                 "disk; make room, or choose --dtype int8, fewer --tokens or another --cache"
             )
-        with schema.create_file(self.part) as file:
+
+    def _create(self, path: Path) -> None:
+        """The whole file as it is before the first range: skeleton, and holes for the payloads."""
+        with schema.create_file(path) as file:
             schema.set_attributes(file, self.spec.attributes())
             schema.put(file, "offsets", self.offsets)
             payloads = self.spec.payloads()
@@ -158,6 +164,19 @@ class FeatureWriter:
             schema.put(file, "seal", np.zeros(schema.SEAL_BYTES, np.uint8))
             for name, (shape, dtype) in payloads.items():
                 schema.allocate(file, name, shape, dtype)
+
+    def _renew_skeleton(self) -> None:
+        """Bring all but the payloads back to the start: a kill may have hit while they were sealed."""
+        fresh = self.part.with_name(self.part.name + ".fresh")
+        self._create(fresh)
+        try:
+            payloads, _, _ = layout(fresh)
+            with fresh.open("rb") as source, self.part.open("r+b") as target:
+                target.truncate(fresh.stat().st_size)
+                for start, stop in seal.skeleton_spans(fresh, payloads.values()):
+                    os.pwrite(target.fileno(), os.pread(source.fileno(), stop - start, start), start)
+        finally:
+            fresh.unlink()
 
     @property
     def pending(self) -> list[int]:

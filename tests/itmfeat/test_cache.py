@@ -124,6 +124,23 @@ def test_a_logged_range_that_did_not_reach_the_disk_is_done_again(tmp_path: Path
     assert FeatureFile(path).verify() == []
 
 
+@pytest.mark.parametrize("place", [0, 60, 500, 3000, -1])
+def test_a_kill_while_sealing_loses_nothing(tmp_path: Path, cache: Path, place: int) -> None:
+    path = tmp_path / "other" / "text" / "toy.h5"
+    given = spec(make_index(tmp_path / "other"))
+    with FeatureWriter(path, given) as writer:
+        for index in writer.pending:
+            items = writer.items(index)
+            vectors = int(LENGTHS[items.start : items.stop].sum())
+            writer.write(index, **content(index, vectors, len(items)))
+    part = path.with_name("toy.h5.part")
+    raw = bytearray(part.read_bytes())
+    raw[place] ^= 0xFF  # half-written metadata
+    part.write_bytes(raw)
+    fill(path, given)
+    assert path.read_bytes() == (cache / "text" / "toy.h5").read_bytes()
+
+
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "text" / "toy.h5"
     fill(path, spec("d"), 2)
