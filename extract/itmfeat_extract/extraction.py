@@ -4,11 +4,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
-from itmfeat.errors import UsageError
+from itmfeat.cache.schema import DTYPES
+from itmfeat.errors import UsageError, unknown
 from itmfeat_extract import backbones
 from itmfeat_extract.corpus import Corpus, SplitFractions, read
 from itmfeat_extract.pipeline import (
@@ -33,6 +34,7 @@ class Plan:
     images: int
     captions: int
     image_bytes: int
+    text_bytes: int
     free_bytes: int
 
 
@@ -60,6 +62,8 @@ def extract(
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, list(DTYPES))
     policy = TokenPolicy.parse(tokens)
     settings = Settings(dtype, workers or default_workers(), _device(device))
     corpus = read(dataset, Path(root) if root else Path("data") / dataset, fractions, limit)
@@ -67,9 +71,9 @@ def extract(
         note(corpus.origin)
     folder = Path(cache) if cache else Path("caches") / (f"{dataset}-{limit}" if limit else dataset)
     image = backbones.load_image(image_backbone, settings.device)
-    if dry_run:
-        return _plan(corpus, folder, image, policy, dtype)
     text = backbones.load_text(text_backbone, settings.device)
+    if dry_run:
+        return _plan(corpus, folder, image, text, policy, dtype)
     digest = write_corpus(corpus, folder)
     image_path = folder / "image" / f"{backbones.slug(image_backbone)}{policy.suffix}.h5"
     text_path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"
@@ -78,17 +82,26 @@ def extract(
     return folder
 
 
-def _plan(corpus: Corpus, folder: Path, image: Any, policy: TokenPolicy, dtype: str) -> Plan:
+def _plan(
+    corpus: Corpus,
+    folder: Path,
+    image: backbones.ImageBackbone,
+    text: backbones.TextBackbone,
+    policy: TokenPolicy,
+    dtype: str,
+) -> Plan:
     """Sizes of what an extraction would write."""
-    width = {"float16": 2, "float32": 4, "int8": 1}[dtype]
-    vectors = len(corpus.image_ids) * policy.regions(image)
+    width = np.dtype(DTYPES[dtype]).itemsize
+    regions = len(corpus.image_ids) * policy.regions(image)
+    tokens = sum(len(ids) for ids in text.tokenize(corpus.captions).ids)
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return Plan(
         corpus.name,
         folder,
         len(corpus.image_ids),
         len(corpus.captions),
-        vectors * image.dim * width,
+        regions * image.dim * width,
+        tokens * text.dim * width,
         shutil.disk_usage(place).free,
     )
 
