@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands, so that `itmfeat --help` answe
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,9 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
                 return function(*args, **kwargs)
             except ItmfeatError as error:
                 raise _leave(f"error: {error}", error.exit_code) from None
+            except BrokenPipeError:  # the reader of a pipe, as `head`, has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit from None
             except OSError as error:
                 reason = error.strerror or str(error)
                 place = f" ({error.filename})" if error.filename else ""
@@ -249,17 +253,26 @@ def _print_tables(tables: Any) -> None:
 
 
 @command(app)
-def losses(as_json: JsonOption = False) -> None:
+def losses(
+    family: Annotated[str | None, typer.Argument(help="The first word of the names, as in goal.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """The losses with their equations, sources and parameters."""
+    from itmfeat.errors import unknown
     from itmfeat.losses import LOSSES, parameters
 
+    families = {name: name.split("-")[0] for name in LOSSES}
+    if family is not None and family not in families.values():
+        raise unknown("family of losses", family, list(dict.fromkeys(families.values())))
+    chosen = {name: loss for name, loss in LOSSES.items() if family in {None, families[name]}}
     if as_json:
-        facts = {name: {"equation": loss.equation, "source": loss.source} for name, loss in LOSSES.items()}
-        _print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in LOSSES])
+        facts = {name: {"equation": loss.equation, "source": loss.source} for name, loss in chosen.items()}
+        _print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in chosen])
         return
-    for name, loss in LOSSES.items():
+    width = max(map(len, chosen)) + 1
+    for name, loss in chosen.items():
         defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in parameters(name).items())
-        print(f"{name:10} {loss.equation}\n{'':10} {loss.source}; {defaults}")
+        print(f"{name:{width}} {loss.equation}\n{'':{width}} {loss.source}; {defaults}")
 
 
 @command(app)

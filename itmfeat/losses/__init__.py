@@ -1,4 +1,4 @@
-"""Losses: pure functions of the similarities of a batch, one module a family.
+"""Losses: pure functions of the similarities of a batch, one module a family; README.md has the table.
 
 To add one, write `def name(s: Similarities, *, parameter=default) -> Tensor` in its family's module and add
 a line to `LOSSES`. For people with their own trainer::
@@ -11,17 +11,22 @@ a line to `LOSSES`. For people with their own trainer::
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from itmfeat.errors import UsageError, unknown
+from itmfeat.losses.cross_entropy import gce, sce
+from itmfeat.losses.goal import PAIRS, TRIPLETS, combination, goal
 from itmfeat.losses.infonce import infonce
+from itmfeat.losses.rcl import rcl_exp, rcl_gce, rcl_log, rcl_mae, rcl_tan
 from itmfeat.losses.similarity import Similarities, similarities
-from itmfeat.losses.snll import snll
+from itmfeat.losses.snll import pcmepp, siglip, snll
+from itmfeat.losses.tal import tal
 from itmfeat.losses.triplet import triplet
+from itmfeat.losses.weighting import circle, ms
 
 __all__ = ["LOSSES", "Loss", "Objective", "Similarities", "build", "parameters", "similarities"]
 
@@ -34,11 +39,21 @@ class Loss:
     equation: str
     source: str
     learned: tuple[str, ...] = ()  # adapted where `learn` is true; "scale" on a log axis
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # parameters that this name decides
+    unlearned: Mapping[str, Any] = field(default_factory=dict)  # values under which nothing is learned
 
+
+RCL = "RCL, TPAMI 2023, code penghu-cs/RCL"
 
 LOSSES: dict[str, Loss] = {
     "triplet": Loss(
         triplet, "1/B sum_i max_n [m + s_in - s_ii]+, both directions", "VSE++, arXiv 1707.05612"
+    ),
+    "triplet-sum": Loss(
+        triplet,
+        "1/B sum_i sum_n [m + s_in - s_ii]+, both directions",
+        "VSE++, arXiv 1707.05612",
+        fixed={"hardest": False, "warmup_epochs": 0},
     ),
     "infonce": Loss(
         infonce,
@@ -49,9 +64,61 @@ LOSSES: dict[str, Loss] = {
     "snll": Loss(
         snll,
         "-1/B sum_ij log sigmoid(y_ij (t s_ij + b))",
-        "SNLL, HUIT J. Sci. 26(2E)",
+        "SNLL, HUIT J. Sci. 26(2E); reconstructed from the abstract",
+        ("scale", "shift"),
+        unlearned={"link": "affine"},
+    ),
+    "siglip": Loss(
+        siglip,
+        "-1/B sum_ij log sigmoid(y_ij (t s_ij + b)), b from -10",
+        "SigLIP, arXiv 2303.15343",
         ("scale", "shift"),
     ),
+    "pcmepp": Loss(
+        pcmepp,
+        "1/BM sum_ij bce(c - 2 a (1 - s_ij), y_ij), both directions",
+        "PCME++ without variances, arXiv 2305.18171",
+        ("scale", "shift"),
+    ),
+    "sce": Loss(
+        sce,
+        "1/2B sum_i -alpha log p_ii + 9.2 beta (1 - p_ii), both directions",
+        "Symmetric cross entropy, arXiv 1908.06112",
+    ),
+    "gce": Loss(
+        gce, "1/2B sum_i (1 - p_ii^q) / q, both directions", "Generalised cross entropy, arXiv 1805.07836"
+    ),
+    "ms": Loss(
+        ms,
+        "1/B sum_i 1/a log(1 + sum_k e^(-a (s_ik - l))) + 1/b log(1 + sum_n e^(b (s_in - l)))",
+        "Multi-similarity, arXiv 1904.06627",
+    ),
+    "circle": Loss(
+        circle,
+        "1/B sum_i log(1 + sum_n e^(g w_n (s_in - m)) sum_k e^(-g w_k (s_ik - 1 + m)))",
+        "Circle loss, arXiv 2002.10857",
+    ),
+    "tal": Loss(
+        tal,
+        "1/B sum_i [m - sum_k alpha_ik s_ik + tau log sum_n e^(s_in / tau)]+, both directions",
+        "TAL of RDE, arXiv 2308.09911",
+    ),
+    "rcl-log": Loss(rcl_log, "-1/B sum_i sum_n log(1 - p_in), both directions", RCL),
+    "rcl-tan": Loss(rcl_tan, "1/B sum_i sum_n tan(p_in), both directions", RCL),
+    "rcl-exp": Loss(rcl_exp, "1/B sum_i sum_n exp(p_in - 1), both directions", RCL),
+    "rcl-gce": Loss(rcl_gce, "1/B sum_i sum_n (1 - (1 - p_in)^q) / q, both directions", RCL),
+    "rcl-mae": Loss(rcl_mae, "1/B sum_i 1 - p_ii, both directions", RCL),
+    **{
+        f"goal-{of_triplet}-{of_pair}": Loss(
+            goal,
+            f"gradient w_t (w_n dn - w_p dp), w_t = {TRIPLETS[of_triplet][0]}, "
+            f"(w_p, w_n) = ({PAIRS[of_pair][0]})",
+            "GOAL, arXiv 2210.13188",
+            fixed=combination(of_triplet, of_pair),
+        )
+        for of_triplet in TRIPLETS
+        for of_pair in PAIRS
+    },
 }
 
 
@@ -59,18 +126,22 @@ def parameters(name: str) -> dict[str, Any]:
     """The parameters of a loss with their defaults; `learn` where it has scalars to learn."""
     if name not in LOSSES:
         raise unknown("loss", name, list(LOSSES))
-    signature = inspect.signature(LOSSES[name].function)
-    found = {key: value.default for key, value in signature.parameters.items() if key != "s"}
-    found.pop("shift", None)  # only ever learned
-    return found | ({"learn": True} if LOSSES[name].learned else {})
+    loss = LOSSES[name]
+    hidden = {"s", "shift", *loss.fixed}  # a shift is only ever learned
+    signature = inspect.signature(loss.function)
+    found = {key: value.default for key, value in signature.parameters.items() if key not in hidden}
+    return found | ({"learn": True} if loss.learned else {})
 
 
 def build(name: str, runs: int | None = None, **given: Any) -> "Objective":
     """A loss ready to call. `runs` gives its learned scalars a run axis; unknown keys are an error."""
     defaults = parameters(name)
+    hints = get_type_hints(LOSSES[name].function)
     for key, value in given.items():
         if key not in defaults:
             raise unknown(f"parameter of {name}", key, list(defaults))
+        if get_origin(hints.get(key)) is Literal and value not in get_args(hints[key]):
+            raise unknown(f"loss.{key} of {name}", str(value), list(get_args(hints[key])))
         if not _fits(value, defaults[key]):
             raise UsageError(f"loss.{key} of {name} cannot be {value!r}; its default is {defaults[key]!r}")
     return Objective(LOSSES[name], defaults | given, runs)
@@ -90,8 +161,9 @@ class Objective(nn.Module):
 
     def __init__(self, loss: Loss, given: Mapping[str, Any], runs: int | None) -> None:
         super().__init__()
-        self.loss, self.given = loss, dict(given)
-        learn = self.given.pop("learn", False)
+        self.loss, self.given = loss, {**loss.fixed, **given}
+        unused = any(self.given[key] == value for key, value in loss.unlearned.items())
+        learn = self.given.pop("learn", False) and not unused
         shape = () if runs is None else (runs,)
         # Deviations from the start, so that zero is the start whatever the batch size.
         self.learned = nn.ParameterDict(

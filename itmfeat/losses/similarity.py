@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ABSENT = -1e30
+"""Stands for -inf under a log-sum-exp that may be empty: there -inf has the gradient NaN, this has zero."""
+
 
 @dataclass(frozen=True)
 class Similarities:
@@ -46,6 +49,18 @@ class Similarities:
     def weight_pairs(self, values: Tensor) -> Tensor:
         """Multiply a value of each pair (..., B) by its confidence."""
         return values if self.confidence is None else values * self.confidence
+
+    def weight_positives(self, cost: Tensor, *, queries: bool = False) -> Tensor:
+        """Multiply the costs (..., B, M) of annotated cells by the confidence of the cell's caption.
+
+        The captions are the candidates (i2t; those of a memory count fully) or the `queries` (t2i).
+        """
+        if self.confidence is None:
+            return cost
+        memory = cost.shape[-1] - cost.shape[-2]
+        columns = F.pad(self.confidence, (0, memory), value=1.0).unsqueeze(-2)
+        weight = self.confidence.unsqueeze(-1) if queries else columns
+        return (cost * weight).where(self.positive, cost)
 
 
 def similarities(
