@@ -1,0 +1,113 @@
+"""Commands about features: extract, and what lies in a cache."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from itmfeat.cli.shell import DeviceOption, JsonOption, app, cache_app, command, print_json
+
+
+@command(app)
+def extract(
+    dataset: Annotated[str, typer.Argument(help="coco, flickr30k, flickr8k or demo.")],
+    root: Annotated[Path | None, typer.Option(help="The dataset's folder; data/DATASET.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Cache folder; caches/DATASET.")] = None,
+    image_backbone: Annotated[str, typer.Option(help="See `itmfeat backbones`.")] = "efficientnet-lite0",
+    text_backbone: Annotated[str, typer.Option(help="See `itmfeat backbones`.")] = "minilm-l6",
+    tokens: Annotated[str, typer.Option(help="all, pooled or grid:HxW.")] = "all",
+    dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
+    limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
+    split_seed: Annotated[int, typer.Option(help="Seed of a split by fractions.")] = 0,
+    device: DeviceOption = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Extract frozen features of a dataset into a cache.
+
+    What is there already is kept; what was interrupted is resumed, to the same bytes.
+    """
+    from itmfeat.console import Meter, note
+    from itmfeat_extract.corpus import SplitFractions
+    from itmfeat_extract.extraction import Plan
+    from itmfeat_extract.extraction import extract as run
+
+    fractions = None
+    if val_fraction is not None or test_fraction is not None:
+        fractions = SplitFractions(val_fraction or 0.0, test_fraction or 0.0, split_seed)
+    with Meter() as meter:
+        made = run(
+            dataset,
+            root,
+            cache,
+            image_backbone,
+            text_backbone,
+            tokens=tokens,
+            dtype=dtype,
+            limit=limit,
+            workers=workers,
+            device=device,
+            fractions=fractions,
+            dry_run=dry_run,
+            progress=meter.count,
+            note=note,
+        )
+    if isinstance(made, Plan):
+        facts = vars(made)
+        if as_json:
+            print_json(facts)
+        else:
+            print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
+    else:
+        _print_info(made, as_json)
+
+
+@command(cache_app, "info")
+def cache_info(
+    path: Annotated[Path | None, typer.Argument(help="Cache folder; the only one in ./caches.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a cache holds."""
+    from itmfeat.cache import find_cache
+
+    _print_info(find_cache(path), as_json)
+
+
+def _print_info(path: Path, as_json: bool) -> None:
+    from itmfeat.cache import describe, open_cache
+
+    found = describe(open_cache(path))
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found['path']}: {found['dataset']}, digest {found['digest'][:12]}")
+    for split, (images, captions) in found["splits"].items():
+        print(f"  {split:5} {images} images, {captions} captions")
+    for file in found["features"]:
+        print(
+            f"  {file['kind']:5} {file['name']}: {file['items']} items, {file['vectors']} vectors x "
+            f"{file['dim']} {file['dtype']}, {file['bytes'] / 1e6:.1f} MB, digest {file['digest'][:12]}"
+        )
+    for part in found["unfinished"]:
+        print(f"  unfinished: {part}")
+
+
+@command(cache_app, "verify")
+def cache_verify(
+    path: Annotated[Path | None, typer.Argument(help="Cache folder; the only one in ./caches.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every byte of a cache with its checksums."""
+    from itmfeat.cache import find_cache, verify
+    from itmfeat.errors import DataError
+
+    damaged = verify(find_cache(path))
+    if as_json:
+        print_json({"damaged": damaged})
+    elif not damaged:
+        print("every byte is as it was written")
+    if damaged:
+        raise DataError("; ".join(damaged))

@@ -1,0 +1,161 @@
+"""Commands about runs: train, evaluate, tabulate, and the demo of the whole way."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, RunsOption, app, command, print_json
+
+
+@command(app)
+def train(
+    loss: Annotated[str, typer.Option(help="See `itmfeat losses`.")],
+    noise: Annotated[float, typer.Option(help="Noise ratio in [0, 1).")] = 0.0,
+    noise_protocol: Annotated[str, typer.Option(help="ncr or decl.")] = "ncr",
+    noise_seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 96,
+    noise_file: Annotated[Path | None, typer.Option(help="A published .npy index instead.")] = None,
+    cache: CacheOption = None,
+    image_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    text_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    head: Annotated[str, typer.Option(help="A preset: default, mean-linear, ...")] = "default",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training captions.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial heads.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key, as in loss.margin=0.1; repeatable.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+    device: DeviceOption = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take a finished run as it is; unfinished ones always go on.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train light heads on a cache and evaluate them.
+
+    The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
+    where it was when the same command is given again.
+    """
+    from itmfeat.api import train as run
+    from itmfeat.console import Meter
+
+    with Meter() as meter:
+        path = run(
+            loss,
+            noise,
+            noise_protocol=noise_protocol,
+            noise_seed=noise_seed,
+            noise_file=noise_file,
+            cache=cache,
+            image_backbone=image_backbone,
+            text_backbone=text_backbone,
+            head=head,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            seed=seed,
+            overrides=overrides or [],
+            runs=runs,
+            device=device,
+            resume=resume,
+            progress=meter.steps,
+        )
+    results = json.loads((path / "results.json").read_text())
+    _print_results(results | {"run": str(path)}, as_json)
+
+
+@command(app, "eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    protocol: Annotated[str, typer.Option(help="auto, 1k, 5k, 5x1k or full.")] = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Where the run's cache is now.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a finished run."""
+    from itmfeat.api import evaluate as run_evaluation
+
+    found = run_evaluation(run, split, protocol, cache=cache, device=device)
+    _print_results(found, as_json)
+
+
+def _print_results(results: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(results)
+        return
+    print(
+        f"{results['split']} split, protocol {results['protocol']}: {results['images']} images, "
+        f"{results['captions']} captions"
+    )
+    print(f"{'':13} {'R@1':>6} {'R@5':>6} {'R@10':>6} {'MedR':>6} {'MeanR':>7}")
+    for way, title in (("i2t", "image to text"), ("t2i", "text to image")):
+        row = results[way]
+        recalls = " ".join(f"{row[key]:6.1f}" for key in ("r1", "r5", "r10"))
+        print(f"{title:13} {recalls} {row['medr']:6.0f} {row['meanr']:7.1f}")
+    print(f"rSum {results['rsum']:.1f}")
+    if "5x1k" in results:
+        print(f"rSum {results['5x1k']['rsum']:.1f} (5x1k)")
+    if "run" in results:
+        print(results["run"])
+
+
+@command(app)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
+) -> None:
+    """Print a table of finished runs.
+
+    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined.
+    """
+    from itmfeat.console import note
+    from itmfeat.report import collect, render, tabulate
+
+    collected = collect(runs)
+    if collected.note:
+        note(collected.note)
+    tables = tabulate(collected.runs)
+    if output is not None:
+        output.write_text(render(tables, form))
+    elif form == "table":
+        _print_tables(tables)
+    else:
+        print(render(tables, form), end="")
+
+
+def _print_tables(tables: Any) -> None:
+    from rich.console import Console
+
+    from itmfeat.report import renderable
+
+    Console().print(renderable(tables))
+
+
+@command(app)
+def demo(
+    root: Annotated[Path, typer.Option(help="Where the pictures are drawn.")] = Path("data/demo"),
+    cache: Annotated[Path, typer.Option(help="Cache folder.")] = Path("caches/demo"),
+    runs: RunsOption = Path("runs/demo"),
+) -> None:
+    """Go the whole way on drawn pictures, in minutes.
+
+    Draw a dataset, extract it, train two losses at two noise ratios, evaluate, print the table.
+    """
+    from itmfeat.api import train_table
+    from itmfeat.console import Meter, note
+    from itmfeat.report import collect, tabulate
+    from itmfeat_extract.extraction import extract as run_extraction
+
+    note("demo: 1/3 draw scenes and captions, extract them with the packaged backbones")
+    with Meter() as meter:
+        run_extraction("demo", root, cache, progress=meter.count, note=note)
+    note("demo: 2/3 train two losses at two noise ratios, all four in one pass over the features")
+    with Meter() as meter:
+        paths = train_table(cache, ("triplet", "snll"), (0.0, 0.4), runs, progress=meter.steps)
+    note("demo: 3/3 the table (test split, best validation epoch)")
+    _print_tables(tabulate(collect(paths).runs))

@@ -1,0 +1,66 @@
+"""Commands that list what there is: losses, backbones, this machine."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from itmfeat.cli.shell import JsonOption, app, command, print_json
+
+
+@command(app)
+def losses(
+    family: Annotated[str | None, typer.Argument(help="The first word of the names, as in goal.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the losses: equations, sources, defaults."""
+    from itmfeat.errors import unknown
+    from itmfeat.losses import LOSSES, parameters
+
+    families = {name: name.split("-")[0] for name in LOSSES}
+    if family is not None and family not in families.values():
+        raise unknown("family of losses", family, list(dict.fromkeys(families.values())))
+    chosen = {name: loss for name, loss in LOSSES.items() if family in {None, families[name]}}
+    if as_json:
+        facts = {name: {"equation": loss.equation, "source": loss.source} for name, loss in chosen.items()}
+        print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in chosen])
+        return
+    width = max(map(len, chosen)) + 1
+    for name, loss in chosen.items():
+        defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in parameters(name).items())
+        print(f"{name:{width}} {loss.equation}\n{'':{width}} {loss.source}; {defaults}")
+
+
+@command(app)
+def backbones(as_json: JsonOption = False) -> None:
+    """List the frozen encoders that have a name."""
+    from itmfeat_extract.backbones import PRESETS
+
+    rows = [
+        {
+            "name": name,
+            "kind": preset.kind,
+            "tokens": preset.tokens,
+            "licence": preset.licence,
+            "source": preset.source,
+        }
+        for name, preset in PRESETS.items()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['name']:20} {row['kind']:6} {row['tokens']:12} {row['licence']:14} {row['source']}")
+    print("hf:ID_OR_FOLDER      any transformers vision or text encoder of a known family")
+
+
+@command(app)
+def doctor(as_json: JsonOption = False) -> None:
+    """Show versions, devices, FAISS and disk."""
+    from itmfeat.doctor import examine
+
+    found = examine()
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(f"{name:14} {value}" for name, value in found.items()))
