@@ -7,15 +7,26 @@ from typing import Any
 import torch
 
 from itmfeat import retrieval
-from itmfeat.cache import find_cache
+from itmfeat.cache import find_cache, open_cache
 from itmfeat.config import RunConfig, configure
 from itmfeat.errors import DataError, UsageError
 from itmfeat.features import Features, data_of, open_features, reopen
-from itmfeat.loader import whole
-from itmfeat.noise import file_digest
+from itmfeat.loader import pooled_source
+from itmfeat.noise import (
+    PER_IMAGE,
+    Noisy,
+    checked,
+    cluster,
+    clusters,
+    corrupt,
+    described,
+    file_digest,
+    seed_of,
+)
+from itmfeat.pairs import Ints, split_pairs
 from itmfeat.runs import Run, open_run
-from itmfeat.stack import embed, load_heads
-from itmfeat.training import EMBED_BATCH, Progress, choose_device, train_stack
+from itmfeat.stack import embed_pairs, load_heads
+from itmfeat.training import Progress, choose_device, train_stack
 
 
 def configuration(
@@ -24,7 +35,7 @@ def configuration(
     *,
     noise: float = 0.0,
     noise_protocol: str = "ncr",
-    noise_seed: int = 96,
+    noise_seed: int | str = 96,
     noise_file: str | Path | None = None,
     head: str = "default",
     epochs: int | None = None,
@@ -33,9 +44,16 @@ def configuration(
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
-    """The complete configuration of a run on opened features."""
-    if not 0 <= noise < 1:
-        raise UsageError(f"the noise ratio must lie in [0, 1), not {noise:g}")
+    """The complete configuration of a run on opened features.
+
+    `noise_seed` may be "published": the seed of the index file in circulation for the dataset and ratio.
+    """
+    checked(noise_protocol, noise)
+    elsewhere = noise_file is not None or any(text.startswith("noise.") for text in overrides)
+    if noise_seed == "published" and elsewhere:
+        raise UsageError(
+            "the published noise seed goes with --noise alone, not with a noise file or --set noise"
+        )
     schedule = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
     return configure(
         data_of(features),
@@ -46,7 +64,7 @@ def configuration(
         noise={
             "ratio": noise,
             "protocol": noise_protocol,
-            "seed": noise_seed,
+            "seed": seed_of(noise_seed, features.cache.index.name, noise_protocol, noise),
             "file": None if noise_file is None else str(noise_file),
             "file_digest": None if noise_file is None else file_digest(Path(noise_file)),
         },
@@ -77,6 +95,7 @@ def train(
     config = configuration(features, loss, noise=noise, **settings)
     run = Run(Path(runs) / config.name)
     if run.finished:
+        run.tidy()
         if resume:
             return run.path
         raise DataError(
@@ -110,18 +129,15 @@ def embeddings(
     run: Run, config: RunConfig, features: Features, split: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalised embeddings of a split, images (I, E) and captions (C, E), and caption -> image (C,)."""
-    from safetensors.torch import load_file
-
     pairs = features.pairs(split, config.data.captions_per_image)
     sources = features.sources(config.head, pairs.images, pairs.captions)
-    image_head, text_head = load_heads(config.head, [load_file(run.path / "head.safetensors")])
-    image = embed(image_head.to(device), whole(sources[0], pairs.images, EMBED_BATCH), device)
-    text = embed(text_head.to(device), whole(sources[1], pairs.captions, EMBED_BATCH), device)
+    heads = load_heads(config.head, [run.read_tensors("head.safetensors")], device)
+    image, text = embed_pairs(heads, sources, pairs, device)
     return image[0], text[0], torch.from_numpy(pairs.caption_image).to(device)
 
 
 def train_table(
-    cache: Path,
+    features: Features,
     losses: Sequence[str],
     noises: Sequence[float],
     runs: Path,
@@ -130,12 +146,51 @@ def train_table(
     **settings: Any,
 ) -> list[Path]:
     """Train losses x noise ratios as one stack, in one pass over the features; finished runs are kept."""
-    features = open_features(cache)
     configs = [configuration(features, loss, noise=noise, **settings) for noise in noises for loss in losses]
     missing = [config for config in configs if not Run(runs / config.name).finished]
     if missing:
-        train_stack(missing, cache, runs, device, progress)
+        train_stack(missing, features.cache.path, runs, device, progress)
     return [runs / config.name for config in configs]
 
 
-__all__ = ["configuration", "embeddings", "evaluate", "train", "train_table"]
+def true_correspondence(cache: str | Path | None = None) -> Ints:
+    """The true image of each training caption, (C,), of the first five captions of an image."""
+    path = find_cache(None if cache is None else Path(cache))
+    return split_pairs(open_cache(path).index, "train", PER_IMAGE).caption_image
+
+
+def noise_index(
+    noise: float,
+    protocol: str,
+    seed: int | str,
+    *,
+    cache: str | Path | None = None,
+    image_backbone: str | None = None,
+    groups: int | None = None,
+) -> tuple[Noisy, int]:
+    """Draw the noise of a cache's training split, and the number that its seed stands for.
+
+    Beside the protocols of `corrupt` there is "cluster", for which the mean image features are put into so
+    many groups that look alike.
+    """
+    checked("ncr" if protocol == "cluster" else protocol, noise)
+    found = open_cache(find_cache(None if cache is None else Path(cache)))
+    number = seed_of(seed, found.index.name, protocol, noise)
+    pairs = split_pairs(found.index, "train", PER_IMAGE)
+    if protocol != "cluster":
+        return corrupt(pairs.caption_image, protocol, noise, number), number
+    source = pooled_source(found.open("image", image_backbone), pairs.images)
+    means = source(torch.from_numpy(pairs.images)).vectors[:, 0].numpy()  # (I, D)
+    given = cluster(pairs.caption_image, noise, number, clusters(means, groups, number))
+    return described(given, pairs.caption_image), number
+
+
+__all__ = [
+    "configuration",
+    "embeddings",
+    "evaluate",
+    "noise_index",
+    "train",
+    "train_table",
+    "true_correspondence",
+]

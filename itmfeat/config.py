@@ -11,7 +11,7 @@ from itmfeat.errors import UsageError, unknown
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HeadConfig(_Strict):
@@ -25,13 +25,18 @@ class HeadConfig(_Strict):
     dropout: float = Field(0.5, ge=0, lt=1)  # of whole input channels of an item
     hidden_dropout: float = Field(0.3, ge=0, lt=1)  # inside the perceptron of "mlp"
 
+    @property
+    def poolings(self) -> tuple[str, str]:
+        """Of images and of texts."""
+        return self.pooling, self.pooling if self.text_pooling == "same" else self.text_pooling
+
 
 class NoiseConfig(_Strict):
     """Noisy correspondence of the training split."""
 
     ratio: float = Field(0.0, ge=0, lt=1)
-    protocol: Literal["ncr", "decl"] = "ncr"
-    seed: int = Field(96, ge=0)  # the seed of most published index files
+    protocol: Literal["ncr", "decl", "derangement", "replacement"] = "ncr"
+    seed: int = Field(96, ge=0, lt=2**32)  # the seed of most published index files
     file: str | None = None  # an .npy index instead of protocol, ratio and seed
     file_digest: str | None = None  # SHA-256 of that file
 
@@ -47,7 +52,7 @@ class ScheduleConfig(_Strict):
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(10.0, gt=0)  # of the gradient norm of each run
     precision: Literal["float32", "bfloat16"] = "float32"
-    order_seed: int = Field(0, ge=0)  # shared by all runs of a table, so that they can be stacked
+    order_seed: int = Field(0, ge=0, lt=2**32)  # shared by all runs of a table, so that they can be stacked
 
 
 class DataConfig(_Strict):
@@ -70,7 +75,7 @@ class RunConfig(_Strict):
     head: HeadConfig = HeadConfig()
     noise: NoiseConfig = NoiseConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    seed: int = Field(0, ge=0)  # of the initial heads
+    seed: int = Field(0, ge=0, lt=2**32)  # of the initial heads
 
     @property
     def digest(self) -> str:
@@ -127,22 +132,24 @@ def configure(
         "head": HEADS[head],
         **given,
     }
-    defaults = RunConfig.model_validate(_complete(tree)).model_dump()
+    full = _checked(tree).model_dump()
     for text in overrides:
-        _override(defaults, text)
-    build(**defaults["loss"])  # refuses values of the wrong kind
-    return RunConfig.model_validate(_complete(defaults))
+        _override(full, text)
+    build(**full["loss"])  # refuses values of the wrong kind
+    for key, default in tree["loss"].items():
+        if isinstance(default, float):  # 20 and 20.0 are the same run
+            full["loss"][key] = float(full["loss"][key])
+    return _checked(full)
 
 
-def _complete(tree: dict[str, Any]) -> dict[str, Any]:
-    """Check a tree against the schema; the first error as one sentence."""
+def _checked(tree: dict[str, Any]) -> RunConfig:
+    """The configuration of a tree; the first thing wrong with it as one sentence."""
     try:
-        RunConfig.model_validate(tree)
+        return RunConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{key}: {first['msg'].lower()}, not {first['input']!r}") from None
-    return tree
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
@@ -155,7 +162,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         f"{outer}.{inner}"
         for outer in ("head", "noise", "schedule", "loss")
         for inner in tree[outer]
-        if inner != "name"
+        if inner not in ("name", "file", "file_digest")  # a noise file has a flag of its own
     } | {"seed", "data.captions_per_image"}
     if path not in places:
         raise unknown("key", path, sorted(places))

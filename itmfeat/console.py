@@ -17,12 +17,12 @@ def note(text: str) -> None:
 class Meter:
     """A progress bar for each thing that is counted; plain lines now and then where stderr is no screen.
 
-    Call it as `Progress` callbacks are called. Use it as a context manager.
+    `count` and `steps` are the callbacks of extraction and training. Use it as a context manager.
     """
 
-    def __init__(self, quiet: bool = False, every: float = 5.0) -> None:
+    def __init__(self, every: float = 5.0) -> None:
         console = Console(stderr=True)
-        self._quiet, self._plain, self._every = quiet, not console.is_terminal, every
+        self._plain, self._every = not console.is_terminal, every
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -31,7 +31,7 @@ class Meter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[line]}"),
             console=console,
-            disable=quiet or self._plain,
+            disable=self._plain,
         )
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, int]] = {}
@@ -55,7 +55,7 @@ class Meter:
         speed = f"{rate:.0f}/s" if done > first else ""
         self._bars.update(self._tasks[what], completed=done, speed=speed, line=line)
         due = now - self._said >= self._every or done == total
-        if self._plain and not self._quiet and due:
+        if self._plain and due:
             self._said = now
             left = f", {(total - done) / rate:.0f} s left" if done > first and done < total else ""
             note(" ".join(part for part in (what, f"{done}/{total}", speed + left, line) if part))

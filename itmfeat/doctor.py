@@ -7,34 +7,43 @@ import shutil
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "h5py", "transformers", "safetensors", "pillow", "rich", "typer")
+PACKAGES = ("itmfeat", "torch", "numpy", "h5py", "transformers", "safetensors", "pillow", "rich", "typer")
 
 
 def examine() -> dict[str, Any]:
-    """Facts about this machine and installation, as plain values."""
-    import torch
-
+    """Facts about this machine and installation, as plain values; what is broken is named, not raised."""
     usage = shutil.disk_usage(".")
-    found: dict[str, Any] = {
-        "itmfeat": metadata.version("itmfeat"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    found |= {name: metadata.version(name) for name in PACKAGES}
-    found["torch build"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
-    found["devices"] = ", ".join(_devices())
-    found["cores"] = f"{os.cpu_count()}, torch uses {torch.get_num_threads()}"
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    found |= {name: _version(name) for name in PACKAGES}
+    found |= _torch()
     found["faiss"] = _faiss()
     found["torchvision"] = _torchvision()
     found["disk here"] = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"
     return found
 
 
-def _devices() -> list[str]:
-    import torch
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "TROUBLE: not installed"
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(count)] or ["cpu"]
+
+def _torch() -> dict[str, str]:
+    """The build of torch and the devices that it sees."""
+    try:
+        import torch
+    except Exception as error:
+        return {"torch build": f"TROUBLE: torch does not load ({error})"}
+    devices = [
+        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
+    ]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return {
+        "torch build": f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only",
+        "devices": ", ".join([*devices, "cpu"]),
+        "cores": f"{os.cpu_count()}, torch uses {torch.get_num_threads()}",
+    }
 
 
 def _faiss() -> str:

@@ -31,6 +31,15 @@ class MissingPackageError(ItmfeatError):
     exit_code = MISSING
 
 
+def disk_full(error: OSError, place: object, then: str) -> ItmfeatError | None:
+    """What to say if `error` means that the disk of `place` (or a quota) is full; None for others."""
+    import errno
+
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    return ItmfeatError(f"the disk of {place} is full; make room and repeat the command{then}")
+
+
 def unknown(kind: str, name: str, known: "list[str]") -> UsageError:
     """A `UsageError` that names the nearest known spelling, if there is one, and the whole list."""
     import difflib

@@ -30,11 +30,8 @@ class Features:
 
     def sources(self, head: HeadConfig, images: Ints, captions: Ints) -> tuple[Source, Source]:
         """Fetch image and text vectors of these rows as the heads need them."""
-        text_pool = head.pooling if head.text_pooling == "same" else head.text_pooling
-        return (
-            _source(self.image, head.pooling, images),
-            _source(self.text, text_pool, captions),
-        )
+        image_pooling, text_pooling = head.poolings
+        return _source(self.image, image_pooling, images), _source(self.text, text_pooling, captions)
 
 
 def _source(file: FeatureFile, pool: str, rows: Ints) -> Source:

@@ -54,6 +54,10 @@ class Batch:
     image: Side
     text: Side
 
+    def to(self, device: torch.device) -> "Batch":
+        """The features on a device; ids stay where they are, they are few."""
+        return Batch(self.image_ids, self.captions, self.image.to(device), self.text.to(device))
+
 
 def pooled_source(file: FeatureFile, rows: Ints, step: int = 1024) -> Source:
     """The mean vector of each item, kept in memory as float32 for the given rows.
@@ -95,8 +99,8 @@ def prefetch(make: Callable[[int], T], count: int, depth: int = 2) -> Iterator[T
 class Stream:
     """Shuffled batches of a training split for a stack of runs.
 
-    `given` holds one correspondence (C,) for each different noise of the stack. `images` and `captions`
-    are the rows of the split in the feature files.
+    `given` holds one correspondence (C,) for each different noise of the stack; `rows` are the images and the
+    captions of the split in the feature files.
     """
 
     def __init__(

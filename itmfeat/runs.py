@@ -9,14 +9,19 @@ retrieved.safetensors     the ten best hits of each test query, in both directio
 results.json              the test metrics; written last, so it marks a finished run
 """
 
+import fcntl
 import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
 from itmfeat.config import RunConfig
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, disk_full
 
 
 class Run:
@@ -27,7 +32,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the results are there."""
+        """Whether the results are there; they are written last."""
         return (self.path / "results.json").exists()
 
     def start(self, config: RunConfig) -> None:
@@ -61,18 +66,55 @@ class Run:
             raise DataError(f"{self.path / 'config.json'} is no configuration of this version") from error
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file in one step, so that a kill leaves the old one or the new one."""
-        part = self.path / f"{name}.part"
-        part.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(part, self.path / name)
+        """Write a JSON file."""
+        self._put(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write a safetensors file."""
+        whole = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+        self._put(self.path / name, save(whole))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """A safetensors file of the run."""
+        try:
+            return load((self.path / name).read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{self.path / name} is missing or damaged; delete {self.path} and train again"
+            ) from error
+
+    def _put(self, path: Path, content: bytes) -> None:
+        """Write a file in one step: a kill or a full disk leaves the old one or the new one."""
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_full(error, self.path, ", it goes on from the last finished epoch") or error from None
+        os.replace(part, path)
 
     def log(self, epoch: int, entry: dict[str, Any]) -> None:
         """Append the line of an epoch; lines of this and later epochs (of a killed attempt) go first."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        part = path.with_name("metrics.jsonl.part")
-        part.write_text("".join(f"{line}\n" for line in [*lines[:epoch], json.dumps(entry)]))
-        os.replace(part, path)
+        self._put(path, "".join(f"{line}\n" for line in [*lines[:epoch], json.dumps(entry)]).encode())
+
+    def lock(self) -> int:
+        """Keep other processes from training the same run; closing the returned descriptor ends it."""
+        descriptor = os.open(self.path / "config.json", os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise DataError(f"{self.path} is being trained right now; wait for it or stop it") from error
+        return descriptor
+
+    def tidy(self) -> None:
+        """Remove what a finished run needs no more, and what a kill left half written."""
+        for file in (*self.checkpoints().values(), *self.path.glob("*.part")):
+            file.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All epochs logged so far."""
@@ -87,9 +129,9 @@ class Run:
                 found[int(number[1])] = file
         return found
 
-    def checkpoint(self, epochs: int) -> Path:
-        """The file of the checkpoint after so many finished epochs."""
-        return self.path / f"checkpoint-{epochs:03d}.safetensors"
+    def checkpoint(self, epochs: int) -> str:
+        """The name of the checkpoint after so many finished epochs."""
+        return f"checkpoint-{epochs:03d}.safetensors"
 
 
 def open_run(path: Path) -> Run:

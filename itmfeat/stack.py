@@ -1,6 +1,6 @@
 """A stack: K >= 1 runs trained side by side on one stream of batches. A run alone is a stack of one."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from itmfeat.config import HeadConfig, RunConfig
 from itmfeat.heads import Head
-from itmfeat.loader import Batch, Side
+from itmfeat.loader import Batch, Source, whole
 from itmfeat.losses import Objective, build, similarities
+from itmfeat.pairs import Ints, Pairs
 
 Statistics = tuple[Tensor, Tensor]
+
+EMBED_BATCH = 512
 
 
 def build_heads(
@@ -21,7 +24,6 @@ def build_heads(
     statistics: tuple[Statistics, Statistics] | None = None,
 ) -> tuple[Head, Head]:
     """Image and text heads of K = len(generators) runs; `dims` are the feature dims of both."""
-    text_pool = config.pooling if config.text_pooling == "same" else config.text_pooling
     image, text = (
         Head(
             dim,
@@ -34,7 +36,7 @@ def build_heads(
             hidden_dropout=config.hidden_dropout,
             statistics=None if statistics is None else statistics[place],
         )
-        for place, (dim, pool) in enumerate(zip(dims, (config.pooling, text_pool), strict=True))
+        for place, (dim, pool) in enumerate(zip(dims, config.poolings, strict=True))
     )
     return image, text
 
@@ -145,7 +147,9 @@ def head_state(stack: Stack, run: int) -> dict[str, Tensor]:
     return state
 
 
-def load_heads(config: HeadConfig, states: list[Mapping[str, Tensor]]) -> tuple[Head, Head]:
+def load_heads(
+    config: HeadConfig, states: list[Mapping[str, Tensor]], device: torch.device
+) -> tuple[Head, Head]:
     """Heads of K = len(states) runs from their saved states, for evaluation."""
     dims = len(states[0]["image.mean"]), len(states[0]["text.mean"])
     generators = [torch.Generator() for _ in states]
@@ -156,11 +160,20 @@ def load_heads(config: HeadConfig, states: list[Mapping[str, Tensor]]) -> tuple[
             {name: torch.stack([state[f"{side}.{name}"] for state in states]) for name in own}
             | {name: states[0][f"{side}.{name}"] for name in ("mean", "scale")}
         )
+        head.to(device)
     return heads
 
 
 @torch.no_grad()
-def embed(head: Head, sides: Iterable[Side], device: torch.device) -> Tensor:
-    """Normalised embeddings of all items, (K, items, E) float32 on the CPU's or the GPU's side."""
-    parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
-    return torch.cat(parts, dim=1)
+def embed_pairs(
+    heads: tuple[Head, Head], sources: tuple[Source, Source], pairs: Pairs, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Normalised embeddings of a split on the device: images (K, I, E) and captions (K, C, E), float32."""
+
+    def embed(head: Head, source: Source, rows: Ints) -> Tensor:
+        sides = whole(source, rows, EMBED_BATCH)
+        parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
+        return torch.cat(parts, dim=1)
+
+    image = embed(heads[0], sources[0], pairs.images)
+    return image, embed(heads[1], sources[1], pairs.captions)

@@ -1,10 +1,12 @@
 """The one training loop: K runs on one stream, their checkpoints, and the choice by validation alone."""
 
 import math
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,21 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from itmfeat import retrieval
 from itmfeat.config import RunConfig, ScheduleConfig
-from itmfeat.errors import DataError, ItmfeatError, UsageError
+from itmfeat.errors import ItmfeatError, UsageError
 from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
-from itmfeat.loader import Source, Stream, whole
+from itmfeat.loader import Source, Stream
 from itmfeat.noise import Noisy, corrupt, from_file
 from itmfeat.pairs import Pairs
 from itmfeat.runs import Run
-from itmfeat.stack import Stack, embed, head_state, load_heads
+from itmfeat.stack import Stack, embed_pairs, head_state, load_heads
 
-EMBED_BATCH = 512
 LISTED = 10  # hits of each query that a run keeps, found by FAISS
 
 Progress = Callable[[int, int, str], None]
@@ -92,13 +92,7 @@ class Trainer:
         for batch in self.stream.epoch(epoch):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.schedule, self.step, self.steps)
-            moved = type(batch)(
-                batch.image_ids,
-                batch.captions,
-                batch.image.to(self.device),
-                batch.text.to(self.device),
-            )
-            losses = self.stack(moved, epoch)  # (K,)
+            losses = self.stack(batch.to(self.device), epoch)  # (K,)
             self.optimizer.zero_grad(set_to_none=True)
             losses.sum().backward()  # the runs share no parameter, so a sum keeps them apart
             self.stack.clip_(self.schedule.clip)
@@ -111,7 +105,8 @@ class Trainer:
     def validate(self, epoch: int, losses: Tensor, seconds: float) -> list[dict[str, Any]]:
         """Score every run on the validation split and keep its heads where they are the best so far."""
         pairs = self.pairs["val"]
-        images, texts = self._embeddings((self.stack.image, self.stack.text), pairs)
+        self.stack.eval()
+        images, texts = embed_pairs((self.stack.image, self.stack.text), self.sources, pairs, self.device)
         entries = []
         for place, member in enumerate(self.members):
             loss = float(losses[place])
@@ -130,23 +125,15 @@ class Trainer:
             entries.append(entry | {"val": found, "seconds": member.seconds})
         return entries
 
-    def _embeddings(self, heads: Any, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Embeddings of a split, (K, I, E) and (K, C, E)."""
-        self.stack.eval()
-        image = embed(heads[0], whole(self.sources[0], pairs.images, EMBED_BATCH), self.device)
-        text = embed(heads[1], whole(self.sources[1], pairs.captions, EMBED_BATCH), self.device)
-        return image, text
-
     def finish(self) -> None:
         """Evaluate the best heads of each run on the test split, once, and complete its folder."""
         for member in self.members:
-            if member.diverged is not None or not member.best:
+            if member.diverged is not None:
+                member.run.write("manifest.json", self.manifest(member) | {"diverged": member.diverged})
                 continue
-            heads = load_heads(self.head, [member.best])
             pairs = self.pairs["test"]
-            for head in heads:
-                head.to(self.device)
-            image, text = self._embeddings(heads, pairs)
+            heads = load_heads(self.head, [member.best], self.device)
+            image, text = embed_pairs(heads, self.sources, pairs, self.device)
             results = retrieval.evaluate(
                 image[0], text[0], torch.from_numpy(pairs.caption_image).to(self.device)
             )
@@ -154,22 +141,26 @@ class Trainer:
                 "i2t": retrieval.search(image[0], text[0], LISTED)[1],  # (I, 10) captions of the split
                 "t2i": retrieval.search(text[0], image[0], LISTED)[1],  # (C, 10) images of the split
             }
-            save_file(_contiguous(lists), member.run.path / "retrieved.safetensors")
-            save_file(_contiguous(member.best), member.run.path / "head.safetensors")
+            member.run.write_tensors("retrieved.safetensors", lists)
+            member.run.write_tensors("head.safetensors", member.best)
             member.run.write("manifest.json", self.manifest(member))
             member.run.write("results.json", results)
-            for file in member.run.checkpoints().values():
-                file.unlink()
+            member.run.tidy()
 
     def manifest(self, member: Member) -> dict[str, Any]:
         """What a table or a reader needs to trust the numbers."""
         names = ("itmfeat", "torch", "numpy", "h5py")
-        device = "cpu" if self.device.type == "cpu" else torch.cuda.get_device_name(self.device)
+        cuda = self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if cuda else str(self.device)
         return {
             "config": member.config.digest,
             "cache": str(self.features.cache.path.resolve()),
             "noise": {"digest": member.noise.digest, "effective": member.noise.effective},
-            "selection": {"split": "val", "epoch": member.best_epoch, "rsum": member.best_rsum},
+            "selection": {
+                "split": "val",
+                "epoch": member.best_epoch,
+                "rsum": member.best_rsum if member.best else None,
+            },
             "pairs": {
                 split: {
                     "images": len(pairs.images),
@@ -198,10 +189,7 @@ class Trainer:
                     tensors[f"{key}.{name}"] = state[key][index]
             facts = [member.best_rsum, member.best_epoch, member.seconds, member.diverged or 0]
             tensors["facts"] = torch.tensor(facts, dtype=torch.float64)
-            path = member.run.checkpoint(epochs)
-            part = path.with_suffix(".part")
-            save_file(_contiguous(tensors), part)
-            part.replace(path)
+            member.run.write_tensors(member.run.checkpoint(epochs), tensors)
         for member in self.members:
             for number, file in member.run.checkpoints().items():
                 if number < epochs:
@@ -215,13 +203,8 @@ class Trainer:
         epochs = max(shared)
         self.step = epochs * self.stream.batches
         for place, member in enumerate(self.members):
-            try:
-                tensors = load_file(member.run.checkpoint(epochs), device=str(self.device))
-            except Exception as error:
-                raise DataError(
-                    f"{member.run.checkpoint(epochs)} is damaged; delete {member.run.path} to start again"
-                ) from error
-            self._restore(place, member, tensors)
+            tensors = member.run.read_tensors(member.run.checkpoint(epochs))
+            self._restore(place, member, {key: value.to(self.device) for key, value in tensors.items()})
         return epochs
 
     def _restore(self, place: int, member: Member, tensors: dict[str, Tensor]) -> None:
@@ -266,21 +249,13 @@ def train_stack(
         raise UsageError("these runs differ in data, head or schedule and cannot be stacked")
     features = reopen(cache, configs[0].data)
     members = [_member(config, features, runs) for config in configs]
-    trainer = Trainer(members, features, choose_device(device))
-    for member in members:  # only now: a request that fails leaves no folder behind
-        member.run.start(member.config)
-    line = ""
-    for epoch in range(trainer.resume(), trainer.schedule.epochs):
-        start = time.perf_counter()
-        losses = trainer.train_epoch(epoch, progress, line)
-        entries = trainer.validate(epoch, losses, time.perf_counter() - start)
-        for member, entry in zip(members, entries, strict=True):
-            member.run.log(epoch, entry)
-        trainer.save(epoch + 1)
-        line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)
-        if all(member.diverged is not None for member in members):
-            break
-    trainer.finish()
+    for group in _by_progress(members):
+        trainer = Trainer(group, features, choose_device(device))
+        with ExitStack() as locks:
+            for member in group:  # only now: a request that fails leaves no folder behind
+                member.run.start(member.config)
+                locks.callback(os.close, member.run.lock())
+            _train(trainer, progress)
     failed = [member for member in members if member.diverged is not None]
     if failed:
         raise ItmfeatError(
@@ -288,6 +263,33 @@ def train_stack(
             "try a lower learning rate"
         )
     return [member.run.path for member in members]
+
+
+def _by_progress(members: list[Member]) -> list[list[Member]]:
+    """Runs that go on together: all that share a checkpoint, else those that are equally far."""
+    found = [set(member.run.checkpoints()) for member in members]
+    if set.intersection(*found) or not any(found):
+        return [members]
+    groups: dict[int, list[Member]] = {}
+    for member, epochs in zip(members, found, strict=True):
+        groups.setdefault(max(epochs, default=0), []).append(member)
+    return list(groups.values())
+
+
+def _train(trainer: Trainer, progress: Progress) -> None:
+    """All epochs that are left, then the test split."""
+    line = ""
+    for epoch in range(trainer.resume(), trainer.schedule.epochs):
+        if all(member.diverged is not None for member in trainer.members):
+            break
+        start = time.perf_counter()
+        losses = trainer.train_epoch(epoch, progress, line)
+        entries = trainer.validate(epoch, losses, time.perf_counter() - start)
+        for member, entry in zip(trainer.members, entries, strict=True):
+            member.run.log(epoch, entry)
+        trainer.save(epoch + 1)
+        line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)
+    trainer.finish()
 
 
 def _member(config: RunConfig, features: Features, runs: Path) -> Member:
@@ -318,6 +320,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(device.type)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {name!r} is not available here; try --device auto") from error
@@ -330,8 +334,3 @@ def _scores(image: Tensor, text: Tensor, pairs: Pairs) -> dict[str, float]:
     found = retrieval.results(retrieval.ranks(image, text, caption_image), split="val")
     flat = {f"{way}_{key}": found[way][key] for way in ("i2t", "t2i") for key in ("r1", "r5", "r10")}
     return {"rsum": found["rsum"], **flat}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors stores whole buffers only."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import UsageError, unknown
@@ -65,13 +64,13 @@ def extract(
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, list(DTYPES))
     policy = TokenPolicy.parse(tokens)
-    settings = Settings(dtype, workers or default_workers(), _device(device))
+    settings = Settings(dtype, workers or default_workers())
     corpus = read(dataset, Path(root) if root else Path("data") / dataset, fractions, limit)
     if corpus.origin:
         note(corpus.origin)
     folder = Path(cache) if cache else Path("caches") / (f"{dataset}-{limit}" if limit else dataset)
-    image = backbones.load_image(image_backbone, settings.device)
-    text = backbones.load_text(text_backbone, settings.device)
+    image = backbones.load_image(image_backbone, device)
+    text = backbones.load_text(text_backbone, device)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype)
     digest = write_corpus(corpus, folder)
@@ -104,7 +103,3 @@ def _plan(
         tokens * text.dim * width,
         shutil.disk_usage(place).free,
     )
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -41,7 +41,6 @@ class Settings:
 
     dtype: str = "float16"
     workers: int = 2  # threads that decode images
-    device: str = "cpu"
 
 
 def write_corpus(corpus: Corpus, cache: Path) -> str:
@@ -86,8 +85,8 @@ def extract_images(
         try:
             with Image.open(file) as image:
                 return backbone.preprocess(image)
-        except Exception as error:  # Pillow raises many kinds for broken files
-            raise DataError(f"{file} cannot be read as an image ({error}); replace or remove it") from error
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file} cannot be read as an image ({error}); replace it") from error
 
     with FeatureWriter(path, spec) as writer:
         with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:

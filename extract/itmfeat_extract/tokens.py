@@ -43,6 +43,8 @@ class TokenPolicy:
             return backbone.regions
         if backbone.grid is None:
             raise UsageError(f"{backbone.name} has no grid of regions; use --tokens all or pooled")
+        if self.grid[0] > backbone.grid[0] or self.grid[1] > backbone.grid[1]:
+            raise UsageError(f"--tokens {self} is finer than the {backbone.grid} grid of {backbone.name}")
         return self.grid[0] * self.grid[1]
 
     def apply(self, encoded: Encoded, backbone: ImageBackbone) -> Any:

@@ -51,9 +51,21 @@ def open_cache(path: str | Path) -> Cache:
     return Cache(Path(path))
 
 
+def _opened(cache: Cache) -> tuple[list[FeatureFile], list[str]]:
+    """All finished feature files, and a sentence for each that cannot be opened."""
+    files, damaged = [], []
+    for kind in ("image", "text"):
+        for name in cache.backbones(kind):
+            try:
+                files.append(cache.open(kind, name))
+            except DataError as error:
+                damaged.append(str(error))
+    return files, damaged
+
+
 def describe(cache: Cache) -> dict[str, Any]:
-    """What a cache holds, as plain data: splits, feature files, what is unfinished."""
-    files = [cache.open(kind, name) for kind in ("image", "text") for name in cache.backbones(kind)]
+    """What a cache holds, as plain data: splits, feature files, what is unfinished or damaged."""
+    files, damaged = _opened(cache)
     return {
         "path": str(cache.path),
         "dataset": cache.index.name,
@@ -75,32 +87,26 @@ def describe(cache: Cache) -> dict[str, Any]:
             for file in files
         ],
         "unfinished": [str(part) for part in cache.unfinished()],
+        "damaged": damaged,
     }
 
 
 def verify(path: Path) -> list[str]:
     """Compare every byte of a cache with its checksums; one sentence for each damage found."""
-    cache = open_cache(path)  # checks the index
-    damaged = []
-    for kind in ("image", "text"):
-        for name in cache.backbones(kind):
-            try:
-                found = cache.open(kind, name)
-            except DataError as error:
-                damaged.append(str(error))
-                continue
-            damaged += [
-                f"{found.path}: items {items.start} to {items.stop - 1} are damaged"
-                for items in found.verify()
-            ]
-    return damaged
+    files, damaged = _opened(open_cache(path))  # opening checks the index and the skeletons
+    return damaged + [
+        f"{file.path}: items {items.start} to {items.stop - 1} are damaged; delete it and extract again"
+        for file in files
+        for items in file.verify()
+    ]
 
 
 def find_cache(path: Path | None, parent: Path = Path("caches")) -> Path:
-    """The cache to use: the one given, else the only one in ./caches."""
+    """The cache to use: the one given, else the only one in ./caches; the demo's counts if it is alone."""
     if path is not None:
         return path
-    found = sorted(folder.parent for folder in parent.glob("*/dataset.h5"))
+    found = sorted(index.parent for index in parent.glob("*/dataset.h5"))
+    found = [folder for folder in found if folder.name != "demo"] or found
     if not found:
         raise DataError(f"there is no cache in ./{parent}; run `itmfeat extract DATASET` first")
     if len(found) > 1:

@@ -1,6 +1,7 @@
 """`dataset.h5`: image ids and files, captions, which image each caption belongs to, splits."""
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, disk_full
 
 SPLITS = ("train", "val", "test")
 _COLUMNS = ("image_split", "caption_id", "caption_image")
@@ -71,8 +72,9 @@ def write_index(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    image = io.BytesIO()  # HDF5 may crash on a full disk, plain writing does not
     try:
-        with schema.create_file(part) as file:
+        with schema.create_file(image) as file:
             for key in _STRINGS:
                 schema.put_strings(file, key, strings[key])
             for key in _COLUMNS:
@@ -83,8 +85,9 @@ def write_index(
             schema.set_attributes(
                 file, {"schema": schema.SCHEMA, "kind": "dataset", "name": name, "digest": digest}
             )
-            found = schema.Extent(file["seal"].id.get_offset(), (schema.SEAL_BYTES,), np.dtype("u1"))
-        seal.write_seal(part, [], found)
+            place = schema.Extent(file["seal"].id.get_offset(), (schema.SEAL_BYTES,), np.dtype("u1"))
+        part.write_bytes(image.getvalue())
+        seal.write_seal(part, [], place)
         if not path.exists():
             os.replace(part, path)
         elif read_index(path).digest != digest:
@@ -92,6 +95,8 @@ def write_index(
                 f"{path.parent} already holds {name} with other images, captions or splits; "
                 "choose another folder with --cache, or delete that one"
             )
+    except OSError as error:
+        raise disk_full(error, path, "") or error from None
     finally:
         part.unlink(missing_ok=True)
     return digest

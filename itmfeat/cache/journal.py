@@ -1,6 +1,6 @@
 """The journal beside an unfinished feature file: which ranges are on disk, with their checksums.
 
-One JSON object a line, appended in one write each, so several processes may log at once. The first line
+One JSON object a line, appended in one write each. The first line
 names the extraction (`identity`); the others are `{"range": 17, "sums": {"features": "<hex>", ...}}`. A line
 torn by a kill is ignored: its range is done again. The journal also carries the lock of the extraction.
 """

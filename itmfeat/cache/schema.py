@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -44,7 +44,7 @@ class Extent:
         return self.offset + index * (self.nbytes // self.shape[0] if self.shape[0] else 0)
 
 
-def create_file(path: Path) -> h5py.File:
+def create_file(path: Path | BinaryIO) -> h5py.File:
     """A new HDF5 file in which every dataset starts on a page. The same calls give the same bytes."""
     return h5py.File(path, "w", libver=("v108", "v108"), alignment_threshold=1, alignment_interval=PAGE)
 
@@ -103,7 +103,9 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise DataError(f"{path} is damaged or no file of itmfeat; extract or copy it again") from error
+        raise DataError(
+            f"{path} is damaged or no file of itmfeat; delete it and extract again, or copy it again"
+        ) from error
 
 
 def extent(file: h5py.File, name: str, path: Path) -> Extent | None:

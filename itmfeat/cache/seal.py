@@ -66,7 +66,9 @@ def check_seal(path: Path, payloads: Iterable[Extent], seal: Extent) -> str:
     with path.open("rb") as file:
         stored = os.pread(file.fileno(), SEAL_BYTES, seal.offset)
     if stored != skeleton_digest(path, payloads, seal):
-        raise DataError(f"{path} is damaged outside its features; extract or copy it again")
+        raise DataError(
+            f"{path} is damaged outside its features; delete it and extract again, or copy it again"
+        )
     return stored.hex()
 
 

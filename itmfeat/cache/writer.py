@@ -6,7 +6,6 @@ logged in `NAME.h5.journal`. `finish` verifies, seals and renames. A kill at any
 ranges in flight, and the finished file has the same bytes however often it was interrupted.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
 from itmfeat.cache.journal import Journal
-from itmfeat.errors import DataError, ItmfeatError, UsageError
+from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
@@ -126,7 +125,7 @@ class FeatureWriter:
         """Lay out a new file, or take up the one that is there; returns the ranges that are right."""
         identity, done = self._journal.read()
         if identity is None or not self.part.exists():
-            self._check_room()
+            self._check_room(self.spec.nbytes)
             self._create(self.part)
             self._journal.begin(self.spec.identity())
             done = {}
@@ -145,11 +144,13 @@ class FeatureWriter:
                 if 0 <= index < self.spec.ranges and self._read_sums(file.fileno(), index) == sums
             }
 
-    def _check_room(self) -> None:
-        free = shutil.disk_usage(self.path.parent).free
-        if free < self.spec.nbytes:
+    def _check_room(self, payloads: int) -> None:
+        """HDF5 cannot be trusted on a full disk (it may crash), so it is never started on one."""
+        skeleton = self.offsets.nbytes + 64 * self.spec.ranges + (4 << 20)
+        needed, free = payloads + skeleton, shutil.disk_usage(self.path.parent).free
+        if free < needed:
             raise ItmfeatError(
-                f"{self.path} needs {self.spec.nbytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
+                f"{self.path} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
                 "disk; make room, or choose --dtype int8, fewer --tokens or another --cache"
             )
 
@@ -167,16 +168,17 @@ class FeatureWriter:
 
     def _renew_skeleton(self) -> None:
         """Bring all but the payloads back to the start: a kill may have hit while they were sealed."""
+        self._check_room(0)
         fresh = self.part.with_name(self.part.name + ".fresh")
-        self._create(fresh)
         try:
+            self._create(fresh)
             payloads, _, _ = layout(fresh)
             with fresh.open("rb") as source, self.part.open("r+b") as target:
                 target.truncate(fresh.stat().st_size)
                 for start, stop in seal.skeleton_spans(fresh, payloads.values()):
                     os.pwrite(target.fileno(), os.pread(source.fileno(), stop - start, start), start)
         finally:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
 
     @property
     def pending(self) -> list[int]:
@@ -227,11 +229,7 @@ class FeatureWriter:
                 written = os.pwrite(self._descriptor, raw, position)
                 raw, position = raw[written:], position + written
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ItmfeatError(
-                f"the disk of {self.path} is full; make room and repeat the command, it goes on from here"
-            ) from error
+            raise disk_full(error, self.path, ", it goes on from here") or error from None
 
     def _places(self, index: int) -> dict[str, tuple[int, int]]:
         items = self.items(index)

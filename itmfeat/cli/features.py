@@ -1,7 +1,8 @@
 """Commands about features: extract, and what lies in a cache."""
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +22,7 @@ def extract(
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
-    split_seed: Annotated[int, typer.Option(help="Seed of a split by fractions.")] = 0,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
     device: DeviceOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
     as_json: JsonOption = False,
@@ -31,13 +32,13 @@ def extract(
     What is there already is kept; what was interrupted is resumed, to the same bytes.
     """
     from itmfeat.console import Meter, note
-    from itmfeat_extract.corpus import SplitFractions
+    from itmfeat_extract.corpus import DEFAULT_FRACTIONS
     from itmfeat_extract.extraction import Plan
     from itmfeat_extract.extraction import extract as run
 
-    fractions = None
-    if val_fraction is not None or test_fraction is not None:
-        fractions = SplitFractions(val_fraction or 0.0, test_fraction or 0.0, split_seed)
+    asked: dict[str, Any] = {"val": val_fraction, "test": test_fraction, "seed": split_seed}
+    given = {key: value for key, value in asked.items() if value is not None}
+    fractions = dataclasses.replace(DEFAULT_FRACTIONS, **given) if given else None
     with Meter() as meter:
         made = run(
             dataset,
@@ -91,8 +92,9 @@ def _print_info(path: Path, as_json: bool) -> None:
             f"  {file['kind']:5} {file['name']}: {file['items']} items, {file['vectors']} vectors x "
             f"{file['dim']} {file['dtype']}, {file['bytes'] / 1e6:.1f} MB, digest {file['digest'][:12]}"
         )
-    for part in found["unfinished"]:
-        print(f"  unfinished: {part}")
+    for state in ("unfinished", "damaged"):
+        for text in found[state]:
+            print(f"  {state}: {text}")
 
 
 @command(cache_app, "verify")

@@ -1,6 +1,6 @@
 """Commands about runs: train, evaluate, tabulate, and the demo of the whole way."""
 
-import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +13,8 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, RunsOption,
 def train(
     loss: Annotated[str, typer.Option(help="See `itmfeat losses`.")],
     noise: Annotated[float, typer.Option(help="Noise ratio in [0, 1).")] = 0.0,
-    noise_protocol: Annotated[str, typer.Option(help="ncr or decl.")] = "ncr",
-    noise_seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 96,
+    noise_protocol: Annotated[str, typer.Option(help="ncr, decl, derangement or replacement.")] = "ncr",
+    noise_seed: Annotated[str, typer.Option(help="Seed of the noise, or published.")] = "96",
     noise_file: Annotated[Path | None, typer.Option(help="A published .npy index instead.")] = None,
     cache: CacheOption = None,
     image_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
@@ -41,6 +41,7 @@ def train(
     """
     from itmfeat.api import train as run
     from itmfeat.console import Meter
+    from itmfeat.runs import Run
 
     with Meter() as meter:
         path = run(
@@ -63,7 +64,7 @@ def train(
             resume=resume,
             progress=meter.steps,
         )
-    results = json.loads((path / "results.json").read_text())
+    results = Run(path).read("results.json")
     _print_results(results | {"run": str(path)}, as_json)
 
 
@@ -122,7 +123,7 @@ def report(
     tables = tabulate(collected.runs)
     if output is not None:
         output.write_text(render(tables, form))
-    elif form == "table":
+    elif form == "table" and sys.stdout.isatty():
         _print_tables(tables)
     else:
         print(render(tables, form), end="")
@@ -148,7 +149,9 @@ def demo(
     """
     from itmfeat.api import train_table
     from itmfeat.console import Meter, note
+    from itmfeat.features import open_features
     from itmfeat.report import collect, tabulate
+    from itmfeat_extract.extraction import IMAGE_DEFAULT, TEXT_DEFAULT
     from itmfeat_extract.extraction import extract as run_extraction
 
     note("demo: 1/3 draw scenes and captions, extract them with the packaged backbones")
@@ -156,6 +159,7 @@ def demo(
         run_extraction("demo", root, cache, progress=meter.count, note=note)
     note("demo: 2/3 train two losses at two noise ratios, all four in one pass over the features")
     with Meter() as meter:
-        paths = train_table(cache, ("triplet", "snll"), (0.0, 0.4), runs, progress=meter.steps)
+        features = open_features(cache, IMAGE_DEFAULT, TEXT_DEFAULT)
+        paths = train_table(features, ("triplet", "snll"), (0.0, 0.4), runs, progress=meter.steps)
     note("demo: 3/3 the table (test split, best validation epoch)")
     _print_tables(tabulate(collect(paths).runs))

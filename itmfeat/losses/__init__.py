@@ -10,6 +10,7 @@ a line to `LOSSES`. For people with their own trainer::
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -152,7 +153,8 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if default is None or isinstance(default, float):
-        return isinstance(value, int | float) or (value is None and default is None)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        return number or (value is None and default is None)
     return isinstance(value, type(default))
 
 

@@ -116,7 +116,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
         path = Path(given)
         found = sorted(_run_folders(path, DEPTH))
         if not found:
-            raise DataError(f"there is no run in {path}: `itmfeat train` and `itmfeat sweep` make them")
+            raise DataError(f"there is no run in {path}: `itmfeat train` makes them")
         folders |= {folder.resolve(): folder for folder in found}
     finished = [path for path in folders.values() if (path / "results.json").exists()]
     unfinished = [path for path in folders.values() if not (path / "results.json").exists()]

@@ -228,7 +228,9 @@ def _seed_notes(rows: list[Row]) -> list[str]:
     seeds = {run.seed for run in runs}
     listed = _listed("seed", seeds)
     several = any(len(row.runs) > 1 for row in rows)
-    notes = [f"Mean ± standard deviation over {listed}." if several else f"{listed.capitalize()}."]
+    notes = [
+        f"Mean ± standard deviation over {listed} of the heads." if several else f"{listed.capitalize()}."
+    ]
     for row in rows:
         label = f"{row.method} at {percent(row.noise)} %"
         drawn = Counter((run.seed, run.config.get("noise.seed")) for run in row.runs)

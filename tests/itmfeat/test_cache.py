@@ -217,7 +217,7 @@ def test_verify_names_the_items(cache: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[offset] ^= 1
     path.write_bytes(raw)
-    assert verify(cache) == [f"{path}: items 16 to 31 are damaged"]
+    assert verify(cache) == [f"{path}: items 16 to 31 are damaged; delete it and extract again"]
 
 
 @pytest.mark.parametrize("size", [0, 100, 4096, -1])

@@ -77,7 +77,7 @@ TITLE = "flickr8k, test split, protocol 1k, ncr noise"
 NOTES = [
     "Noise: ncr, seed 96; 20 %: digest 4d367b559264 (effective 19.98 %); "
     "40 %: digest 8152f92aa51c (effective 39.96 %).",
-    "Mean ± standard deviation over seeds 0, 1.",
+    "Mean ± standard deviation over seeds 0, 1 of the heads.",
     "Single model, epoch selected on the val split; image backbone efficientnet-lite0, "
     "text backbone minilm-l6; head max-linear (pooling=max, projection=linear, dim=1024).",
     "Ranked: 1000 images and 5000 captions. rSum is the sum of the six recalls before rounding.",
@@ -326,7 +326,7 @@ def test_footnotes_warn_of_what_makes_rows_unequal(tmp_path: Path) -> None:
     assert table.notes[:5] == (
         "Noise: ncr, seed 96; 20 %: digest ffffffffffff and digest 4d367b559264 (effective 19.98 %).",
         "Runs at 20 % saw different noise: compare them with care.",
-        "Mean ± standard deviation over seeds 0, 3.",
+        "Mean ± standard deviation over seeds 0, 3 of the heads.",
         "snll at 20 % lacks seed 0.",
         "triplet at 20 % counts seed 0 2 times.",
     )

@@ -1,7 +1,7 @@
 """The trainer: a run in a stack equals the run alone, kills change nothing, selection sees no test."""
 
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,34 +70,82 @@ def test_a_killed_run_ends_like_an_undisturbed_one(toy_cache: Path, tmp_path: Pa
     assert not list(again.glob("checkpoint*"))
 
 
-def test_runs_of_a_stack_that_stopped_apart_go_on_from_the_common_epoch(
-    toy_cache: Path, tmp_path: Path
+def test_a_kill_between_the_checkpoints_of_a_stack(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [config(toy_cache, "infonce", seed=seed) for seed in (0, 1)]
     whole = train_stack(configs, toy_cache, tmp_path / "whole")
+    write = Run.write_tensors
+
+    def kill(run: Run, name: str, tensors: dict[str, torch.Tensor]) -> None:
+        if run.path.name == configs[1].name and name == run.checkpoint(2):
+            raise KeyboardInterrupt
+        write(run, name, tensors)
+
+    monkeypatch.setattr(Run, "write_tensors", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train_stack(configs, toy_cache, tmp_path / "killed")
+    monkeypatch.undo()
+    found = [set(Run(tmp_path / "killed" / one.name).checkpoints()) for one in configs]
+    assert found == [{1, 2}, {1}]
+    again = train_stack(configs, toy_cache, tmp_path / "killed")
+    assert [history(path) for path in again] == [history(path) for path in whole]
+
+
+def test_runs_that_are_not_equally_far_lose_nothing(toy_cache: Path, tmp_path: Path) -> None:
+    ahead, fresh = (config(toy_cache, "infonce", seed=seed) for seed in (0, 1))
 
     def kill(done: int, total: int, line: str) -> None:
         if done == 13:  # in the third epoch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_stack(configs, toy_cache, tmp_path / "killed", progress=kill)
-    first = tmp_path / "killed" / configs[0].name
-    shutil.copy(Run(first).checkpoint(2), Run(first).checkpoint(1))
-    Run(first).checkpoint(2).unlink()
-    again = train_stack(configs, toy_cache, tmp_path / "killed")
-    assert [history(path) for path in again] == [history(path) for path in whole]
+        train_stack([ahead], toy_cache, tmp_path, progress=kill)
+    steps: list[int] = []
+    train_stack([fresh, ahead], toy_cache, tmp_path, progress=lambda done, *_: steps.append(done))
+    assert steps == [*range(1, 19), *range(13, 19)]
+
+
+def test_a_run_trains_in_one_process_only(toy_cache: Path, tmp_path: Path) -> None:
+    one = config(toy_cache, "infonce")
+    run = Run(tmp_path / one.name)
+    run.start(one)
+    held = run.lock()
+    with pytest.raises(DataError, match="right now"):
+        train_stack([one], toy_cache, tmp_path)
+    os.close(held)
+    train_stack([one], toy_cache, tmp_path)
+
+
+def test_a_full_disk_is_one_sentence(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    one = config(toy_cache, "infonce")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ItmfeatError, match="is full; make room"):
+        train_stack([one], toy_cache, tmp_path)
+    monkeypatch.undo()
+    assert Run(train_stack([one], toy_cache, tmp_path)[0]).finished
 
 
 def test_a_diverging_run_stops_alone(toy_cache: Path, tmp_path: Path) -> None:
     good = config(toy_cache, "infonce", "head.dim=16")
-    bad = config(toy_cache, "snll", "head.dim=16", "loss.scale=1e39", "loss.learn=false")
+    bad = config(toy_cache, "snll", "head.dim=16", "loss.scale=1e38", "loss.learn=false")
     fine = config(toy_cache, "snll", "head.dim=16", "loss.learn=false")
     beside = train_stack([good, fine], toy_cache, tmp_path / "fine")[0]
     with pytest.raises(ItmfeatError, match="diverged in epoch 1"):
         train_stack([good, bad], toy_cache, tmp_path / "both")
     assert history(tmp_path / "both" / good.name) == history(beside)  # to the bit
-    assert not (tmp_path / "both" / bad.name / "results.json").exists()
+    run = tmp_path / "both" / bad.name
+    assert not (run / "results.json").exists()
+    assert json.loads((run / "manifest.json").read_text())["diverged"] == 1
+    before = len(history(run))
+    with pytest.raises(ItmfeatError, match="diverged in epoch 1"):
+        train_stack([bad], toy_cache, tmp_path / "both")
+    assert len(history(run)) == before
 
 
 def test_learning_beats_chance_and_eval_repeats_the_results(toy_cache: Path, tmp_path: Path) -> None:
@@ -118,7 +166,7 @@ def test_a_finished_run_is_not_trained_again(toy_cache: Path, tmp_path: Path) ->
         train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
     assert train("infonce", cache=toy_cache, runs=tmp_path, resume=True, **SMALL) == path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
-    paths = train_table(toy_cache, ["infonce"], [0.0, 0.5], tmp_path, **SMALL)
+    paths = train_table(open_features(toy_cache), ["infonce"], [0.0, 0.5], tmp_path, **SMALL)
     assert paths[0] == path
     assert Run(paths[1]).finished
 
@@ -140,8 +188,8 @@ def test_a_damaged_checkpoint_is_one_sentence(toy_cache: Path, tmp_path: Path) -
     one = config(toy_cache, "infonce")
     run = Run(tmp_path / one.name)
     run.start(one)
-    run.checkpoint(1).write_bytes(b"torn")
-    with pytest.raises(DataError, match="is damaged"):
+    (run.path / run.checkpoint(1)).write_bytes(b"torn")
+    with pytest.raises(DataError, match="missing or damaged"):
         train_stack([one], toy_cache, tmp_path)
 
 
@@ -233,6 +281,11 @@ def test_learning_rate_rises_and_falls() -> None:
         ("triplet", {"lr": -1}, "schedule.lr"),
         ("triplet", {"batch_size": 1000}, "larger than the 200 training captions"),
         ("triplet", {"device": "tpu9"}, "not available"),
+        ("triplet", {"device": "meta"}, "not available"),
+        ("triplet", {"seed": 2**32}, "seed"),
+        ("triplet", {"overrides": ["schedule.lr=Infinity"]}, "schedule.lr"),
+        ("triplet", {"overrides": ["loss.margin=NaN"]}, "cannot be"),
+        ("triplet", {"overrides": ["noise.file=x.npy"]}, "unknown key"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -240,6 +293,11 @@ def test_wrong_input_is_one_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         train(loss, cache=toy_cache, runs=tmp_path, **given)
+
+
+def test_whole_numbers_and_their_floats_are_one_run(toy_cache: Path) -> None:
+    names = {config(toy_cache, "infonce", f"loss.scale={scale}").name for scale in ("20", "20.0", "2e1")}
+    assert len(names) == 1
 
 
 def test_a_noise_file_is_known_by_its_content(toy_cache: Path, tmp_path: Path) -> None:

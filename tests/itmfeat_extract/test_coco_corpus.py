@@ -116,18 +116,20 @@ def test_a_captions_file_alone_is_split(tree: Tree) -> None:
     assert read("coco", root).image_splits == coco.image_splits
 
 
-def test_train_and_val_files_are_the_splits(tree: Tree) -> None:
+def test_train_and_val_files_are_the_splits_and_half_of_val_is_test(tree: Tree) -> None:
     root = tree(
         {
             "annotations/captions_train2017.json": captions_file([5, 4]),
-            "annotations/captions_val2017.json": captions_file([6]),
+            "annotations/captions_val2017.json": captions_file([6, 7, 8, 9]),
         }
         | photos("train2017", 4, 5)
-        | photos("val2017", 6)
+        | photos("val2017", 6, 7, 8, 9)
     )
     coco = read("coco", root)
-    assert coco.image_ids == ["5", "4", "6"]
-    assert coco.image_splits == ["train", "train", "val"]
+    assert coco.image_ids == ["5", "4", "6", "7", "8", "9"]
+    assert coco.image_splits[:2] == ["train", "train"]
+    assert sorted(coco.image_splits[2:]) == ["test", "test", "val", "val"]
+    assert "half of the val images" in coco.origin
     assert coco.origin.startswith("captions_train2017.json and captions_val2017.json")
     with pytest.raises(UsageError, match="leave the split fractions out"):
         read("coco", root, SplitFractions(0.1))
@@ -135,11 +137,11 @@ def test_train_and_val_files_are_the_splits(tree: Tree) -> None:
 
 def test_of_two_years_the_one_with_images_counts(tree: Tree) -> None:
     both = {f"annotations/captions_train{year}.json": captions_file([1]) for year in (2014, 2017)}
-    root = tree(both | {"annotations/captions_val2017.json": captions_file([2])})
+    root = tree(both | {"annotations/captions_val2017.json": captions_file([2, 3])})
     with pytest.raises(DataError, match="captions of 2014 and of 2017, which are the same"):
         read("coco", root)
-    tree(photos("images/train2017", 1) | photos("images/val2017", 2))
-    assert read("coco", root).image_splits == ["train", "val"]
+    tree(photos("images/train2017", 1) | photos("images/val2017", 2, 3))
+    assert sorted(read("coco", root).image_splits) == ["test", "train", "val"]
 
 
 def test_missing_photographs(tree: Tree) -> None:

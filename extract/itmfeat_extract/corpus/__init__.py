@@ -9,9 +9,10 @@ from itmfeat_extract.corpus.coco import read_coco
 from itmfeat_extract.corpus.demo import read_demo
 from itmfeat_extract.corpus.flickr import read_flickr8k, read_flickr30k
 from itmfeat_extract.corpus.rows import LAYOUT
+from itmfeat_extract.corpus.splits import DEFAULT as DEFAULT_FRACTIONS
 from itmfeat_extract.corpus.splits import keep_first
 
-__all__ = ["READERS", "SPLITS", "Corpus", "SplitFractions", "read"]
+__all__ = ["DEFAULT_FRACTIONS", "READERS", "SPLITS", "Corpus", "SplitFractions", "read"]
 
 READERS: dict[str, Callable[[Path, SplitFractions | None], Corpus]] = {
     "coco": read_coco,

@@ -9,6 +9,7 @@ from itmfeat_extract.corpus import karpathy
 from itmfeat_extract.corpus.annotations import field, find, load
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
 from itmfeat_extract.corpus.rows import LAYOUT, Row, assemble
+from itmfeat_extract.corpus.splits import draw
 
 _PARTS = {
     year: {split: f"captions_{split}{year}.json" for split in ("train", "val")} for year in (2017, 2014)
@@ -21,8 +22,9 @@ _TEXTS = ("", "annotations")
 def read_coco(root: Path, fractions: SplitFractions | None = None) -> Corpus:
     """COCO below `root`: `dataset_coco.json` if it is there, else `annotations/captions_*.json`.
 
-    Without Karpathy's file, train and val files together are the splits; one file alone is split
-    by `fractions`, by default val 0.1, test 0.1, seed 0. Images are found by id, under the names
+    Without Karpathy's file, the train file is the train split, and the images of the val file are
+    halved, with seed 0, into val and test (COCO's own test captions are secret); one file alone is
+    split by `fractions`, by default val 0.1, test 0.1, seed 0. Images are found by id, under the names
     of 2014 or 2017: the two releases hold the same photographs.
     """
     path = find(root, _TEXTS, ["dataset_coco.json"])
@@ -33,8 +35,19 @@ def read_coco(root: Path, fractions: SplitFractions | None = None) -> Corpus:
         source = " and ".join(file.name for file in files.values())
         own = len(files) > 1
         rows = [row for split, path in files.items() for row in _rows(path, split if own else None)]
+        if own:
+            source += " (half of the val images are the test split)"
+            rows = _halve(rows)
     rows = [replace(row, files=(*row.files, *_names(row.id))) for row in rows]
     return assemble("coco", root, rows, source=source, folders=_FOLDERS, fractions=fractions)
+
+
+def _halve(rows: list[Row]) -> list[Row]:
+    """Half of the val images become the test split."""
+    halves = iter(draw(sum(row.split == "val" for row in rows), SplitFractions(test=0.5)))
+    return [
+        replace(row, split="test") if row.split == "val" and next(halves) == "test" else row for row in rows
+    ]
 
 
 def _captions_files(root: Path) -> dict[str, Path]:
