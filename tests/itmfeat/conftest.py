@@ -52,3 +52,10 @@ def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = FeatureSpec("text", "words", digest, lengths, TEXT_DIM)
     write_features(folder / "text" / "words.h5", text, tokens)
     return folder
+
+
+@pytest.fixture
+def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -4,32 +4,9 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-from typer.testing import CliRunner, Result
-
-from itmfeat.cli import app
+from processes import call, fails
 
 SMALL = ["--epochs", "2", "--batch-size", "32"]
-
-
-@pytest.fixture
-def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def fails(code: int, pattern: str, *arguments: object) -> None:
-    """The command ends with the code and exactly one line on stderr, nothing on stdout."""
-    result = call(*arguments)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert re.search(pattern, result.stderr), result.stderr
-    assert result.stderr.count("\n") == 1
 
 
 def test_train_eval_report(toy_cache: Path, at: Path) -> None:

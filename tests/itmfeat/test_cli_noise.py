@@ -8,36 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from processes import call, fails
 
 from itmfeat.api import configuration
-from itmfeat.cli import app
 from itmfeat.errors import UsageError
 from itmfeat.features import open_features
 from itmfeat.noise import PUBLISHED, published
 
 TRUE = np.arange(200) // 5  # of the toy cache
 SMALL = ["--epochs", "1", "--batch-size", "32"]
-
-
-@pytest.fixture
-def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def fails(code: int, pattern: str, *arguments: object) -> None:
-    """The command ends with the code and exactly one line on stderr, nothing on stdout."""
-    result = call(*arguments)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert re.search(pattern, result.stderr), result.stderr
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("protocol", ["ncr", "decl", "derangement", "replacement", "cluster"])

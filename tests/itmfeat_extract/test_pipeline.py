@@ -1,16 +1,12 @@
 """Extraction end to end with the packaged backbones on drawn pictures."""
 
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from processes import finish_under_kills
 
 from itmfeat.cache import Gather, open_cache, verify
 from itmfeat.errors import DataError, ItmfeatError, UsageError
@@ -153,20 +149,7 @@ def test_kills_at_random_moments_leave_the_same_bytes(
 ) -> None:
     cache = tmp_path / "demo"
     arguments = ["extract", "demo", "--root", str(pictures), "--cache", str(cache), "--limit", str(LIMIT)]
-    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", *arguments]
-    rng = random.Random(time.time())
-    kills = 0
-    while kills < 5:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(rng.uniform(2.0, 7.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            break
-    subprocess.run(command, check=True, capture_output=True)
+    finish_under_kills(arguments, 5, (2.0, 7.0))
     same(cache, extracted)
 
 
