@@ -116,7 +116,9 @@ class Stack(nn.Module):
         owned = [*self._with_runs()]
         for value, runs in owned:
             if value.grad is not None:
-                square[runs] += value.grad.reshape(len(runs), -1).square().sum(1)
+                rest = tuple(range(1, value.dim()))
+                norm = torch.linalg.vector_norm(value.grad, dim=rest) if rest else value.grad
+                square[runs] += norm.square()
         norms = square.sqrt()
         factors = (limit / norms.clamp(min=1e-12)).clamp(max=1)
         for value, runs in owned:
