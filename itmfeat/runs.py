@@ -9,7 +9,6 @@ retrieved.safetensors     the ten best hits of each test query, in both directio
 results.json              the test metrics; written last, so it marks a finished run
 """
 
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, disk_full
+from itmfeat.locks import lock_file
 
 
 class Run:
@@ -103,13 +103,7 @@ class Run:
 
     def lock(self) -> int:
         """Keep other processes from training the same run; closing the returned descriptor ends it."""
-        descriptor = os.open(self.path / "config.json", os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise DataError(f"{self.path} is being trained right now; wait for it or stop it") from error
-        return descriptor
+        return lock_file(self.path / "config.json", os.O_RDONLY, f"{self.path} is being trained")
 
     def tidy(self) -> None:
         """Remove what a finished run needs no more, and what a kill left half written."""

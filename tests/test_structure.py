@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each module of itmfeat may import from its own line and those above it.
 ORDER = [
     {"errors"},
+    {"locks"},
     {"cache"},
     {"pairs"},
     {"noise"},

@@ -5,12 +5,11 @@ names the extraction (`identity`); the others are `{"range": 17, "sums": {"featu
 torn by a kill is ignored: its range is done again. The journal also carries the lock of the extraction.
 """
 
-import fcntl
 import json
 import os
 from pathlib import Path
 
-from itmfeat.errors import DataError
+from itmfeat.locks import lock_file
 
 Sums = dict[str, str]
 """Payload name -> hexadecimal checksum of one range."""
@@ -21,14 +20,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise DataError(
-                f"another extraction is writing {path.with_suffix('')} right now; wait for it or stop it"
-            ) from error
+        busy = f"another extraction is writing {path.with_suffix('')}"
+        self._descriptor = lock_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, busy)
 
     def read(self) -> tuple[str | None, dict[int, Sums]]:
         """The identity (None in a new journal) and the finished ranges."""

@@ -63,11 +63,6 @@ class FeatureFile:
         return self.extents["features"].shape[1]
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Vectors of each item, (items,)."""
-        return np.diff(self.offsets)
-
-    @property
     def fingerprint(self) -> dict[str, Any]:
         """What is known of the backbone: weights digest, preprocessing, licence."""
         return dict(json.loads(str(self.attributes["fingerprint"])))

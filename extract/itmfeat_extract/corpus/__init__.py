@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError, unknown
-from itmfeat_extract.corpus.base import SPLITS, Corpus, SplitFractions
+from itmfeat_extract.corpus.base import Corpus, SplitFractions
 from itmfeat_extract.corpus.coco import read_coco
 from itmfeat_extract.corpus.demo import read_demo
 from itmfeat_extract.corpus.flickr import read_flickr8k, read_flickr30k

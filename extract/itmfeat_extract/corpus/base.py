@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError, UsageError
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

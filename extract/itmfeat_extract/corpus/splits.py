@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError, UsageError
-from itmfeat_extract.corpus.base import SPLITS, Corpus, SplitFractions
+from itmfeat_extract.corpus.base import Corpus, SplitFractions
 
 DEFAULT = SplitFractions(val=0.1, test=0.1, seed=0)
 
