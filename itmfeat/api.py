@@ -25,7 +25,7 @@ from itmfeat.noise import (
 )
 from itmfeat.pairs import Ints, split_pairs
 from itmfeat.runs import Run, open_run
-from itmfeat.stack import embed_pairs, load_heads
+from itmfeat.stack import embed_pairs, joined, load_heads
 from itmfeat.training import Progress, choose_device, train_stack
 
 
@@ -33,6 +33,7 @@ def configuration(
     features: Features,
     loss: str,
     *,
+    robust: str | None = None,
     noise: float = 0.0,
     noise_protocol: str = "ncr",
     noise_seed: int | str = 96,
@@ -60,6 +61,7 @@ def configuration(
         loss,
         head,
         overrides,
+        robust,
         seed=seed,
         noise={
             "ratio": noise,
@@ -131,9 +133,9 @@ def embeddings(
     """Normalised embeddings of a split, images (I, E) and captions (C, E), and caption -> image (C,)."""
     pairs = features.pairs(split, config.data.captions_per_image)
     sources = features.sources(config.head, pairs.images, pairs.captions)
-    heads = load_heads(config.head, [run.read_tensors("head.safetensors")], device)
-    image, text = embed_pairs(heads, sources, pairs, device)
-    return image[0], text[0], torch.from_numpy(pairs.caption_image).to(device)
+    heads = load_heads(config.head, run.read_tensors("head.safetensors"), device)
+    image, text = map(joined, embed_pairs(heads, sources, pairs, device))
+    return image, text, torch.from_numpy(pairs.caption_image).to(device)
 
 
 def train_table(
@@ -143,10 +145,22 @@ def train_table(
     runs: Path,
     device: str = "auto",
     progress: Progress = lambda done, total, line: None,
+    *,
+    seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Path]:
-    """Train losses x noise ratios as one stack, in one pass over the features; finished runs are kept."""
-    configs = [configuration(features, loss, noise=noise, **settings) for noise in noises for loss in losses]
+    """Train losses x noise ratios x seeds as one stack, in one pass over the features.
+
+    "triplet+ncr" is the loss `triplet` under the robust method `ncr`, "crcl" is `crcl` under its own.
+    Finished runs are kept. `settings` are those of `configuration`, but robust, noise and seed.
+    """
+    parts = [loss.partition("+") for loss in losses]
+    configs = [
+        configuration(features, loss, robust=method or None, noise=noise, seed=seed, **settings)
+        for noise in noises
+        for loss, _, method in parts
+        for seed in seeds
+    ]
     missing = [config for config in configs if not Run(runs / config.name).finished]
     if missing:
         train_stack(missing, features.cache.path, runs, device, progress)

@@ -72,6 +72,7 @@ class RunConfig(_Strict):
 
     data: DataConfig
     loss: dict[str, Any]  # "name" and the loss's own parameters, all of them
+    robust: dict[str, Any] = {"name": "none"}  # likewise of the method of robust training
     head: HeadConfig = HeadConfig()
     noise: NoiseConfig = NoiseConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -84,12 +85,17 @@ class RunConfig(_Strict):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def label(self) -> str:
+        """The loss, and the method of robust training if there is one."""
+        return label(self.loss["name"], self.robust["name"])
+
+    @property
     def name(self) -> str:
         """The folder name of the run: readable, and different for every configuration."""
         data, noise = self.data, self.noise
         kind = "file" if noise.file else f"{noise.protocol}{noise.ratio:g}"
         return (
-            f"{data.dataset}-{data.image_backbone}-{data.text_backbone}-{self.loss['name']}"
+            f"{data.dataset}-{data.image_backbone}-{data.text_backbone}-{self.label}"
             f"-{kind}-s{self.seed}-{self.digest[:8]}"
         )
 
@@ -99,7 +105,14 @@ class RunConfig(_Strict):
             self.data.model_dump_json(),
             self.head.model_dump_json(),
             self.schedule.model_dump_json(),
+            # Replaced captions change how many an image has, and so the slots of the stream.
+            self.noise.model_dump_json() if self.noise.protocol == "replacement" else None,
         )
+
+
+def label(loss: str, robust: str) -> str:
+    """What tables and folders call a loss under a method of robust training."""
+    return loss if robust == "none" else f"{loss}+{robust}"
 
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -116,29 +129,40 @@ def configure(
     loss: str,
     head: str = "default",
     overrides: Iterable[str] = (),
+    robust: str | None = None,
     **given: Any,
 ) -> RunConfig:
     """A complete configuration from flags. `overrides` are texts like "head.dim=1024".
 
-    `given` holds sections ("noise", "schedule") as dictionaries and plain keys ("seed").
+    `robust` None is the method that belongs to the loss, mostly "none". `given` holds sections ("noise",
+    "schedule") as dictionaries and plain keys ("seed").
     """
-    from itmfeat.losses import build, parameters
+    from itmfeat import losses
+    from itmfeat import robust as methods
 
     if head not in HEADS:
         raise unknown("head", head, list(HEADS))
+    of_loss = losses.parameters(loss)
+    method = losses.LOSSES[loss].robust if robust is None else robust
+    of_method = methods.parameters(method)
     tree: dict[str, Any] = {
         "data": dict(data),
-        "loss": {"name": loss, **parameters(loss)},
+        "loss": {"name": loss, **of_loss},
+        "robust": {"name": method, **of_method},
         "head": HEADS[head],
         **given,
     }
     full = _checked(tree).model_dump()
     for text in overrides:
         _override(full, text)
-    build(**full["loss"])  # refuses values of the wrong kind
-    for key, default in tree["loss"].items():
-        if isinstance(default, float):  # 20 and 20.0 are the same run
-            full["loss"][key] = float(full["loss"][key])
+    losses.build(**full["loss"])  # refuses values of the wrong kind
+    methods.validate(**full["robust"])
+    if "use" in of_method:
+        full["robust"]["use"] = methods.use(method, loss, full["robust"]["use"])
+    for section, defaults in (("loss", of_loss), ("robust", of_method)):
+        for key, default in defaults.items():
+            if isinstance(default, float):  # 20 and 20.0 are the same run
+                full[section][key] = float(full[section][key])
     return _checked(full)
 
 
@@ -160,10 +184,12 @@ def _override(tree: dict[str, Any], text: str) -> None:
         raise UsageError(f"--set takes key=value, not {text!r}")
     places = {
         f"{outer}.{inner}"
-        for outer in ("head", "noise", "schedule", "loss")
+        for outer in ("head", "noise", "schedule", "loss", "robust")
         for inner in tree[outer]
         if inner not in ("name", "file", "file_digest")  # a noise file has a flag of its own
     } | {"seed", "data.captions_per_image"}
+    if path.startswith("robust") and len(tree["robust"]) == 1:
+        raise UsageError("the robust method none has no parameters: add --robust NAME, see `itmfeat robust`")
     if path not in places:
         raise unknown("key", path, sorted(places))
     target = tree[section] if key else tree

@@ -7,7 +7,18 @@ import shutil
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("itmfeat", "torch", "numpy", "h5py", "transformers", "safetensors", "pillow", "rich", "typer")
+PACKAGES = (
+    "itmfeat",
+    "torch",
+    "numpy",
+    "h5py",
+    "transformers",
+    "scikit-learn",
+    "safetensors",
+    "pillow",
+    "rich",
+    "typer",
+)
 
 
 def examine() -> dict[str, Any]:

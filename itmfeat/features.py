@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from itmfeat.cache import Cache, FeatureFile, Gather, open_cache
 from itmfeat.config import DataConfig, HeadConfig
 from itmfeat.errors import DataError
@@ -27,6 +30,14 @@ class Features:
     def dims(self) -> tuple[int, int]:
         """Length of an image's and a text's vectors."""
         return self.image.dim, self.text.dim
+
+    def means(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Mean vectors of a split's images (I, D) and captions (C, D'), float32."""
+        image, text = (
+            pooled_source(file, rows)(torch.from_numpy(rows)).vectors.squeeze(1)
+            for file, rows in ((self.image, pairs.images), (self.text, pairs.captions))
+        )
+        return image, text
 
     def sources(self, head: HeadConfig, images: Ints, captions: Ints) -> tuple[Source, Source]:
         """Fetch image and text vectors of these rows as the heads need them."""

@@ -125,6 +125,7 @@ class Stream:
         self._slot_image = torch.from_numpy(layouts[0])
         self._slot_captions = torch.from_numpy(np.stack([slot_captions(array) for array in given]))
         self.batch_size = batch_size
+        self.caption_count = len(rows[1])
         self.batches = len(self._slot_image) // batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -137,12 +138,21 @@ class Stream:
 
         return prefetch(make, self.batches)
 
-    def _batch(self, slots: Tensor, random: torch.Generator) -> Batch:
+    def every_pair(self, epoch: int) -> Iterator[Batch]:
+        """All slots in shuffled batches without dropout; the last batch is filled up from the first."""
+        random = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch + 500_000)  # not as in training
+        order = torch.randperm(len(self._slot_image), generator=random)
+        missing = -len(order) % self.batch_size
+        parts = torch.cat([order, order[:missing]]).view(-1, self.batch_size)
+        return prefetch(lambda index: self._batch(parts[index]), len(parts))
+
+    def _batch(self, slots: Tensor, random: torch.Generator | None = None) -> Batch:
         images, captions = self._slot_image[slots], self._slot_captions[:, slots]
         image = _side(self._sources[0], self._image_rows[images].unsqueeze(0))
         text = _side(self._sources[1], self._caption_rows[captions])
-        seeds = torch.randint(2**62, (2,), generator=random).tolist()
-        image, text = replace(image, drop_seed=seeds[0]), replace(text, drop_seed=seeds[1])
+        if random is not None:
+            seeds = torch.randint(2**62, (2,), generator=random).tolist()
+            image, text = replace(image, drop_seed=seeds[0]), replace(text, drop_seed=seeds[1])
         if self._pin:
             image, text = image.pinned(), text.pinned()
         return Batch(images, captions, image, text)

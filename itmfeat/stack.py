@@ -1,18 +1,26 @@
-"""A stack: K >= 1 runs trained side by side on one stream of batches. A run alone is a stack of one."""
+"""A stack: runs trained side by side on one stream of batches. A run alone is a stack of one.
 
+K counts nets: a run owns one, or two where its robust method teaches them by each other.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from itmfeat.config import HeadConfig, RunConfig
 from itmfeat.heads import Head
 from itmfeat.loader import Batch, Source, whole
-from itmfeat.losses import Objective, build, similarities
+from itmfeat.losses import Objective, Similarities, build, similarities
+from itmfeat.memory import Memory
 from itmfeat.pairs import Ints, Pairs
+from itmfeat.robust import Method, margin_factor, matched
 
-Statistics = tuple[Tensor, Tensor]
+InputStatistics = tuple[Tensor, Tensor]
 
 EMBED_BATCH = 512
 
@@ -21,9 +29,9 @@ def build_heads(
     config: HeadConfig,
     dims: tuple[int, int],
     generators: list[torch.Generator],
-    statistics: tuple[Statistics, Statistics] | None = None,
+    statistics: tuple[InputStatistics, InputStatistics] | None = None,
 ) -> tuple[Head, Head]:
-    """Image and text heads of K = len(generators) runs; `dims` are the feature dims of both."""
+    """Image and text heads of K = len(generators) nets; `dims` are the feature dims of both."""
     image, text = (
         Head(
             dim,
@@ -34,136 +42,252 @@ def build_heads(
             topk=config.topk,
             dropout=config.dropout,
             hidden_dropout=config.hidden_dropout,
-            statistics=None if statistics is None else statistics[place],
+            statistics=None if statistics is None else statistics[side],
         )
-        for place, (dim, pool) in enumerate(zip(dims, config.poolings, strict=True))
+        for side, (dim, pool) in enumerate(zip(dims, config.poolings, strict=True))
     )
     return image, text
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of a stack that share a loss with equal parameters."""
+    """Nets of a stack that share a loss and a robust method with equal parameters."""
 
-    runs: list[int]
+    nets: list[int]
     objective: Objective
+    method: Method  # of one of their runs, for what is equal in all
+    memory: Memory | None
+
+
+@dataclass(frozen=True)
+class StackedRun:
+    """A run inside a stack: its configuration, its method, and which nets are its own."""
+
+    config: RunConfig
+    method: Method
+    nets: slice
+
+    @property
+    def indices(self) -> list[int]:
+        """The nets one by one."""
+        return list(range(self.nets.start, self.nets.stop))
+
+
+def stacked(configs: list[RunConfig], methods: list[Method]) -> list[StackedRun]:
+    """The nets of a stack, handed out to its runs in order."""
+    ends = list(accumulate(method.nets for method in methods))
+    return [
+        StackedRun(config, method, slice(end - method.nets, end))
+        for config, method, end in zip(configs, methods, ends, strict=True)
+    ]
+
+
+def net_seed(config: RunConfig, net: int, epoch: int = 0) -> torch.Generator:
+    """Draws the start of a run's nets: the first as if it were alone, others and restarts differently."""
+    seed = config.seed
+    if net or epoch:  # torch reads 32 bits of a seed
+        seed = int(np.random.SeedSequence([seed, net, epoch]).generate_state(1)[0])
+    return torch.Generator().manual_seed(seed)
 
 
 class Stack(nn.Module):
-    """Heads and objectives of K runs. `variant` (K,) says which noise of the stream each run takes."""
+    """Heads, objectives and labels of K nets; `variant` (K,) says which noise of the stream each takes."""
 
     variant: Tensor
+    truth: Tensor
 
     def __init__(
         self,
-        configs: list[RunConfig],
+        runs: list[StackedRun],
         dims: tuple[int, int],
-        statistics: tuple[Statistics, Statistics],
+        statistics: tuple[InputStatistics, InputStatistics],
         variant: list[int],
+        truth: Ints,
     ) -> None:
         super().__init__()
-        generators = [torch.Generator().manual_seed(config.seed) for config in configs]
-        self.image, self.text = build_heads(configs[0].head, dims, generators, statistics)
-        members: dict[str, list[int]] = {}
-        for run, config in enumerate(configs):
-            members.setdefault(repr(sorted(config.loss.items())), []).append(run)
-        self.groups = [
-            Group(runs, build(runs=len(runs), **configs[runs[0]].loss)) for runs in members.values()
-        ]
+        first = runs[0].config
+        self.runs, self.dims, self.precision = runs, dims, first.schedule.precision
+        generators = [net_seed(run.config, net) for run in runs for net in range(run.method.nets)]
+        self.image, self.text = build_heads(first.head, dims, generators, statistics)
+        alike: dict[str, list[StackedRun]] = {}
+        for run in runs:
+            alike.setdefault(repr((run.config.loss, run.config.robust)), []).append(run)
+        self.groups = [self._group(shared) for shared in alike.values()]
         self.objectives = nn.ModuleList(group.objective for group in self.groups)
-        self.register_buffer("variant", torch.tensor(variant), persistent=False)
-        self.precision = configs[0].schedule.precision
+        self.memories = nn.ModuleList(group.memory for group in self.groups if group.memory)
+        noises = [which for run, which in zip(runs, variant, strict=True) for _ in run.indices]
+        self.register_buffer("variant", torch.tensor(noises), persistent=False)
+        self.register_buffer("truth", torch.from_numpy(truth), persistent=False)  # for diagnosis alone
+
+    def _group(self, runs: list[StackedRun]) -> Group:
+        nets = [net for run in runs for net in run.indices]
+        objective = build(runs=len(nets), **runs[0].config.loss)
+        memory = None
+        if size := objective.memory.get("memory"):
+            heads = self.image, self.text
+            memory = Memory(heads, torch.tensor(nets), size, objective.memory["momentum"])
+        return Group(nets, objective, runs[0].method, memory)
 
     def __len__(self) -> int:
         return len(self.variant)
 
-    def forward(self, batch: Batch, epoch: int) -> Tensor:
-        """The loss of each run on a batch, (K,)."""
-        with self._autocast(batch.image.vectors.device):
-            image = self.image(batch.image)
-            text = self.text(batch.text, self.variant)
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and texts of a batch, (K, B, E) float32, not normalised."""
+        device = batch.image.vectors.device
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            image, text = self.image(batch.image), self.text(batch.text, self.variant)
+        return image.float(), text.float()
+
+    def captions(self, batch: Batch) -> Tensor:
+        """The caption of each slot as each net has it, (K, B), on the device."""
+        return batch.captions.to(self.variant.device)[self.variant]
+
+    def forward(self, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        """The loss of each net on a batch, (K,), and how well it matches each pair, (K, B) in [0, 1]."""
+        image, text = self.embed(batch)
         ids = batch.image_ids.to(image.device)
-        s = similarities(image.float(), text.float(), ids, epoch=epoch)
-        if len(self.groups) == 1:
-            alone: Tensor = self.groups[0].objective(s)
-            return alone
-        losses = torch.empty(len(self), device=image.device)
+        s = similarities(image, text, ids, epoch=epoch, step=step)
+        seen = replace(s, i2t=s.i2t.detach(), t2i=s.t2i.detach())
+        s = self._labelled(s, seen, self.captions(batch), epoch)
+        losses = torch.zeros(len(self), device=image.device)
         for group in self.groups:
-            runs = torch.tensor(group.runs, device=image.device)
-            losses = losses.index_copy(0, runs, group.objective(s.run(runs)))
-        return losses
+            nets = torch.tensor(group.nets, device=image.device)
+            own = s if len(self.groups) == 1 else s.run(nets)
+            if group.method.warm(epoch):
+                own = replace(own, epoch=0)
+            if group.memory is not None and not group.objective.warm(own):
+                own = group.memory(
+                    own,
+                    image[nets],
+                    text[nets],
+                    batch,
+                    self.variant[nets],
+                    self.truth,
+                    (self.image, self.text),
+                )
+            losses = losses.index_copy(0, nets, group.objective(own))
+        return losses, matched(seen)
 
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    def named_slices(self, run: int) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Names, parameters and the place of a run in each: what a run alone would own."""
-        for side in ("image", "text"):
-            for name, value in getattr(self, side).named_parameters():
-                yield f"{side}.{name}", value, run
-        for group in self.groups:
-            if run in group.runs:
-                for name, value in group.objective.named_parameters():
-                    yield f"loss.{name}", value, group.runs.index(run)
+    def _labelled(self, s: Similarities, seen: Similarities, captions: Tensor, epoch: int) -> Similarities:
+        """The similarities with the confidences, margins and weights that the methods of the runs give."""
+        tables: dict[str, Tensor] = {}
+        for run in self.runs:
+            own = replace(seen, i2t=seen.i2t[run.nets], t2i=seen.t2i[run.nets])
+            labels = run.method.labels(own, captions[run.nets.start], epoch)
+            if labels is None:
+                continue
+            found = {"weight": labels.weight, "confidence": labels.soft}
+            if run.config.robust.get("use") == "margin":
+                found = {"weight": labels.weight, "margin_factor": margin_factor(labels.soft)}
+            for name, values in found.items():
+                if values is not None:
+                    table = tables.setdefault(name, torch.ones_like(captions, dtype=torch.float32))
+                    table[run.nets] = values
+        return replace(
+            s,
+            confidence=tables.get("confidence"),
+            margin_factor=tables.get("margin_factor"),
+            weight=tables.get("weight"),
+        )
 
     @torch.no_grad()
-    def clip_(self, limit: float) -> Tensor:
-        """Scale the gradients of each run to a norm of at most `limit`; returns the norms, (K,).
+    def redraw_(self, run: StackedRun, epoch: int) -> None:
+        """Start the nets of a run anew, and its learned scalars."""
+        fresh = build_heads(
+            run.config.head, self.dims, [net_seed(run.config, n, epoch) for n in range(run.method.nets)]
+        )
+        for mine, new in zip((self.image, self.text), fresh, strict=True):
+            for value, start in zip(mine.parameters(), new.parameters(), strict=True):
+                value[run.nets] = start.to(value.device)
+        for net in run.indices:
+            for name, value, index in self.named_slices(net):
+                if name.startswith("loss."):
+                    value[index] = 0
+            if found := self.memory_of(net):
+                memory, index = found
+                memory.renew(index)
 
-        Unlike a clip over all parameters this keeps the runs of a stack independent of each other.
-        """
-        square = torch.zeros(len(self), device=self.variant.device)
-        owned = [*self._with_runs()]
-        for value, runs in owned:
-            if value.grad is not None:
-                rest = tuple(range(1, value.dim()))
-                norm = torch.linalg.vector_norm(value.grad, dim=rest) if rest else value.grad
-                square[runs] += norm.square()
-        norms = square.sqrt()
-        factors = (limit / norms.clamp(min=1e-12)).clamp(max=1)
-        for value, runs in owned:
-            if value.grad is not None:
-                value.grad.mul_(factors[runs].view(-1, *[1] * (value.dim() - 1)))
-        return norms
+    def named_slices(self, net: int) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """Names, trained parameters and the place of a net in each: what a net alone would own."""
+        for side in ("image", "text"):
+            for name, value in getattr(self, side).named_parameters():
+                yield f"{side}.{name}", value, net
+        for group in self.groups:
+            if net in group.nets:
+                for name, value in group.objective.named_parameters():
+                    yield f"loss.{name}", value, group.nets.index(net)
 
-    def _with_runs(self) -> Iterator[tuple[nn.Parameter, "list[int]"]]:
-        """Each parameter with the runs along its first axis."""
+    def trained(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
+        """Each trained parameter with the nets along its first axis."""
         for head in (self.image, self.text):
             for value in head.parameters():
                 yield value, list(range(len(self)))
         for group in self.groups:
             for value in group.objective.parameters():
-                yield value, group.runs
+                yield value, group.nets
+
+    def memory_of(self, net: int) -> tuple[Memory, int] | None:
+        """The memory of a net and its place in it."""
+        for group in self.groups:
+            if net in group.nets and group.memory is not None:
+                return group.memory, group.nets.index(net)
+        return None
+
+    def reports(self) -> dict[int, dict[str, float]]:
+        """What the memories tell of their nets since the last time."""
+        return {
+            net: facts
+            for group in self.groups
+            if group.memory is not None
+            for net, facts in zip(group.nets, group.memory.report(), strict=True)
+        }
+
+    @torch.no_grad()
+    def clip_(self, limit: float) -> Tensor:
+        """Scale the gradients of each net to a norm of at most `limit`; returns the norms, (K,).
+
+        Unlike a clip over all parameters this keeps the nets of a stack independent of each other.
+        """
+        square = torch.zeros(len(self), device=self.variant.device)
+        owned = [*self.trained()]
+        for value, nets in owned:
+            if value.grad is not None:
+                rest = tuple(range(1, value.dim()))
+                norm = torch.linalg.vector_norm(value.grad, dim=rest) if rest else value.grad
+                square[nets] += norm.square()
+        norms = square.sqrt()
+        factors = (limit / norms.clamp(min=1e-12)).clamp(max=1)
+        for value, nets in owned:
+            if value.grad is not None:
+                value.grad.mul_(factors[nets].view(-1, *[1] * (value.dim() - 1)))
+        return norms
 
 
-def head_state(stack: Stack, run: int) -> dict[str, Tensor]:
-    """The heads of one run without the run axis, with the statistics of their inputs."""
-    state = {
-        name: value.detach()[place].clone()
-        for name, value, place in stack.named_slices(run)
-        if not name.startswith("loss.")
-    }
+def head_state(stack: Stack, run: StackedRun) -> dict[str, Tensor]:
+    """The heads of a run: its nets along the first axis, and the statistics of their inputs."""
+    state: dict[str, Tensor] = {}
     for side in ("image", "text"):
         head: Head = getattr(stack, side)
+        state |= {
+            f"{side}.{name}": value.detach()[run.nets].clone() for name, value in head.named_parameters()
+        }
         state |= {f"{side}.mean": head.mean.clone(), f"{side}.scale": head.scale.clone()}
     return state
 
 
-def load_heads(
-    config: HeadConfig, states: list[Mapping[str, Tensor]], device: torch.device
-) -> tuple[Head, Head]:
-    """Heads of K = len(states) runs from their saved states, for evaluation."""
-    dims = len(states[0]["image.mean"]), len(states[0]["text.mean"])
-    generators = [torch.Generator() for _ in states]
-    heads = build_heads(config, dims, generators)
+def load_heads(config: HeadConfig, state: Mapping[str, Tensor], device: torch.device) -> tuple[Head, Head]:
+    """The heads of a run from their saved state, for evaluation."""
+    dims = len(state["image.mean"]), len(state["text.mean"])
+    heads = build_heads(config, dims, [torch.Generator() for _ in state["image.linear.bias"]])
     for side, head in zip(("image", "text"), heads, strict=True):
-        own = {name for name, _ in head.named_parameters()}
-        head.load_state_dict(
-            {name: torch.stack([state[f"{side}.{name}"] for state in states]) for name in own}
-            | {name: states[0][f"{side}.{name}"] for name in ("mean", "scale")}
-        )
+        head.load_state_dict({name: state[f"{side}.{name}"] for name in head.state_dict()})
         head.to(device)
     return heads
+
+
+def joined(embeddings: Tensor) -> Tensor:
+    """The nets of a run (n, I, E) as one embedding (I, n E), whose cosines are the mean of theirs."""
+    return torch.cat(embeddings.unbind(), dim=-1) / math.sqrt(len(embeddings))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The one training loop: K runs on one stream, their checkpoints, and the choice by validation alone."""
+"""The one training loop: a stack on one stream, checkpoints, and the choice by validation alone."""
 
 import math
 import os
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itmfeat import retrieval
+from itmfeat import retrieval, robust
+from itmfeat.checkpoint import by_progress, resume, save
 from itmfeat.config import RunConfig, ScheduleConfig
 from itmfeat.errors import ItmfeatError, UsageError
 from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
 from itmfeat.loader import Source, Stream
-from itmfeat.noise import Noisy, corrupt, from_file
+from itmfeat.losses import similarities
+from itmfeat.members import Member, member_of
 from itmfeat.pairs import Pairs
-from itmfeat.runs import Run
-from itmfeat.stack import Stack, embed_pairs, head_state, load_heads
+from itmfeat.robust import Means, Method, Scores, Setting, scored
+from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
 
 LISTED = 10  # hits of each query that a run keeps, found by FAISS
 
 Progress = Callable[[int, int, str], None]
 """Called with finished steps, all steps and a line about the last epoch."""
-
-
-@dataclass
-class Member:
-    """One run of the stack while it trains."""
-
-    run: Run
-    config: RunConfig
-    noise: Noisy
-    best: dict[str, Tensor] = field(default_factory=dict)  # heads of the best epoch so far
-    best_rsum: float = -math.inf
-    best_epoch: int = 0
-    seconds: float = 0.0
-    diverged: int | None = None  # the epoch in which the loss stopped being a number
 
 
 class Trainer:
@@ -72,12 +60,23 @@ class Trainer:
             input_statistics(features.image, train.images),
             input_statistics(features.text, train.captions),
         )
-        variant = [order.index(member.noise.digest) for member in members]
-        configs = [member.config for member in members]
-        self.stack = Stack(configs, features.dims, statistics, variant).to(device)
+        means = cache(partial(features.means, train))
+        methods = [self._method(member, means) for member in members]
+        self.stack = Stack(
+            stacked([member.config for member in members], methods),
+            features.dims,
+            statistics,
+            [order.index(member.noise.digest) for member in members],
+            train.caption_image,
+        ).to(device)
         self.optimizer = _optimizer(self.stack, self.schedule)
         self.step = 0
         self.steps = self.schedule.epochs * self.stream.batches
+
+    def _method(self, member: Member, means: Callable[[], Means]) -> Method:
+        given = torch.from_numpy(member.noise.caption_image).to(self.device)
+        setting = Setting(given, self.schedule.epochs, self.device, means)
+        return robust.build(setting=setting, **member.config.robust)
 
     def _sources(self) -> tuple[Source, Source]:
         rows = self.pairs.values()
@@ -85,44 +84,97 @@ class Trainer:
         captions = np.concatenate([pairs.captions for pairs in rows])
         return self.features.sources(self.head, images, captions)
 
+    def begin_epoch(self, epoch: int, progress: Progress) -> None:
+        """Restarts, and what the methods of the runs decide before an epoch."""
+
+        @cache
+        def scores() -> Scores:
+            progress(self.step, self.steps, "scoring the training pairs")
+            return self.scores(epoch)
+
+        def of(run: StackedRun) -> Scores:
+            return scores().of(run.indices)
+
+        for run in self.stack.runs:
+            if run.method.restarts(epoch):
+                self._restart(run, epoch)
+        for run in self.stack.runs:
+            run.method.begin(epoch, partial(of, run))
+
+    def _restart(self, run: StackedRun, epoch: int) -> None:
+        """Give a run new nets. AdamW's second moments stay, as its count of steps does: without them the
+        first steps would be several times too long.
+        """
+        self.stack.redraw_(run, epoch)
+        for value, nets in self.stack.trained():
+            own = [place for place, net in enumerate(nets) if net in run.indices]
+            self.optimizer.state[value]["exp_avg"][own] = 0
+
+    @torch.no_grad()
+    def scores(self, epoch: int) -> Scores:
+        """How the nets see each training pair, (K, C): one pass over the split without a step."""
+        self.stack.eval()
+        table: Scores | None = None
+        for gathered in self.stream.every_pair(epoch):
+            batch = gathered.to(self.device)
+            image, text = self.stack.embed(batch)
+            part = scored(similarities(image, text, batch.image_ids.to(self.device)))
+            if table is None:
+                table = part.blank(self.stream.caption_count)
+            table.put(self.stack.captions(batch), part)
+        assert table is not None
+        return table
+
     def train_epoch(self, epoch: int, progress: Progress, line: str) -> Tensor:
-        """One pass over the stream; returns the mean loss of each run, (K,)."""
+        """One pass over the stream; returns the mean loss of each run, (number of runs,)."""
         self.stack.train()
         total = torch.zeros(len(self.stack), device=self.device)
-        for batch in self.stream.epoch(epoch):
+        match = torch.full((len(self.stack), self.stream.caption_count), torch.nan, device=self.device)
+        for gathered in self.stream.epoch(epoch):
+            batch = gathered.to(self.device)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.schedule, self.step, self.steps)
-            losses = self.stack(batch.to(self.device), epoch)  # (K,)
+            losses, matches = self.stack(batch, epoch, self.step)  # (K,), (K, B)
             self.optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()  # the runs share no parameter, so a sum keeps them apart
+            losses.sum().backward()  # the nets share no parameter, so a sum keeps them apart
             self.stack.clip_(self.schedule.clip)
             self.optimizer.step()
             total += losses.detach()
+            match.scatter_(1, self.stack.captions(batch), matches)
             self.step += 1
             progress(self.step, self.steps, line)
-        return total / self.stream.batches
+        for member, own in zip(self.members, self.stack.runs, strict=True):
+            seen = match[own.nets].mean(0).cpu()
+            member.match.copy_(seen.where(~seen.isnan(), member.match))
+        return torch.stack([total[own.nets].mean() for own in self.stack.runs]) / self.stream.batches
 
     def validate(self, epoch: int, losses: Tensor, seconds: float) -> list[dict[str, Any]]:
         """Score every run on the validation split and keep its heads where they are the best so far."""
         pairs = self.pairs["val"]
         self.stack.eval()
         images, texts = embed_pairs((self.stack.image, self.stack.text), self.sources, pairs, self.device)
-        entries = []
-        for place, member in enumerate(self.members):
+        entries, reports = [], self.stack.reports()
+        for place, (member, own) in enumerate(zip(self.members, self.stack.runs, strict=True)):
             loss = float(losses[place])
             if not math.isfinite(loss) and member.diverged is None:
                 member.diverged = epoch + 1
-            found = _scores(images[place], texts[place], pairs)
+            found = _scores(joined(images[own.nets]), joined(texts[own.nets]), pairs)
             member.seconds += seconds
             if found["rsum"] > member.best_rsum and member.diverged is None:
                 member.best_rsum, member.best_epoch = found["rsum"], epoch + 1
-                member.best = head_state(self.stack, place)
+                member.best = head_state(self.stack, own)
             entry = {
                 "epoch": epoch + 1,
                 "step": self.step,
                 "loss": loss if math.isfinite(loss) else None,
+                "val": found,
+                "seconds": member.seconds,
             }
-            entries.append(entry | {"val": found, "seconds": member.seconds})
+            facts = {
+                "separation": member.separation(own.method.split()),
+                "memory": reports.get(own.nets.start),
+            }
+            entries.append(entry | {name: value for name, value in facts.items() if value})
         return entries
 
     def finish(self) -> None:
@@ -132,14 +184,12 @@ class Trainer:
                 member.run.write("manifest.json", self.manifest(member) | {"diverged": member.diverged})
                 continue
             pairs = self.pairs["test"]
-            heads = load_heads(self.head, [member.best], self.device)
-            image, text = embed_pairs(heads, self.sources, pairs, self.device)
-            results = retrieval.evaluate(
-                image[0], text[0], torch.from_numpy(pairs.caption_image).to(self.device)
-            )
+            heads = load_heads(self.head, member.best, self.device)
+            image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
+            results = retrieval.evaluate(image, text, torch.from_numpy(pairs.caption_image).to(self.device))
             lists = {
-                "i2t": retrieval.search(image[0], text[0], LISTED)[1],  # (I, 10) captions of the split
-                "t2i": retrieval.search(text[0], image[0], LISTED)[1],  # (C, 10) images of the split
+                "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
+                "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split
             }
             member.run.write_tensors("retrieved.safetensors", lists)
             member.run.write_tensors("head.safetensors", member.best)
@@ -149,7 +199,7 @@ class Trainer:
 
     def manifest(self, member: Member) -> dict[str, Any]:
         """What a table or a reader needs to trust the numbers."""
-        names = ("itmfeat", "torch", "numpy", "h5py")
+        names = ("itmfeat", "torch", "numpy", "h5py", "scikit-learn")
         cuda = self.device.type == "cuda"
         device = torch.cuda.get_device_name(self.device) if cuda else str(self.device)
         return {
@@ -169,7 +219,7 @@ class Trainer:
                 }
                 for split, pairs in self.pairs.items()
             },
-            "stack": len(self.stack),
+            "stack": len(self.members),
             "seconds": {"train": member.seconds},
             "device": device,
             "threads": torch.get_num_threads(),
@@ -177,51 +227,6 @@ class Trainer:
             "argv": sys.argv,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-
-    def save(self, epochs: int) -> None:
-        """A checkpoint of each run after so many epochs, then the older ones go."""
-        for place, member in enumerate(self.members):
-            tensors = {f"best.{name}": value for name, value in member.best.items()}
-            for name, value, index in self.stack.named_slices(place):
-                state = self.optimizer.state.get(value, {})
-                tensors[f"now.{name}"] = value.detach()[index]
-                for key in ("exp_avg", "exp_avg_sq"):
-                    tensors[f"{key}.{name}"] = state[key][index]
-            facts = [member.best_rsum, member.best_epoch, member.seconds, member.diverged or 0]
-            tensors["facts"] = torch.tensor(facts, dtype=torch.float64)
-            member.run.write_tensors(member.run.checkpoint(epochs), tensors)
-        for member in self.members:
-            for number, file in member.run.checkpoints().items():
-                if number < epochs:
-                    file.unlink()
-
-    def resume(self) -> int:
-        """Take up the latest epoch that all runs have a checkpoint of; returns the finished epochs."""
-        shared = set.intersection(*(set(member.run.checkpoints()) for member in self.members))
-        if not shared:
-            return 0
-        epochs = max(shared)
-        self.step = epochs * self.stream.batches
-        for place, member in enumerate(self.members):
-            tensors = member.run.read_tensors(member.run.checkpoint(epochs))
-            self._restore(place, member, {key: value.to(self.device) for key, value in tensors.items()})
-        return epochs
-
-    def _restore(self, place: int, member: Member, tensors: dict[str, Tensor]) -> None:
-        prefix = "best."
-        member.best = {
-            name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
-        }
-        rsum, epoch, seconds, diverged = tensors["facts"].tolist()
-        member.best_rsum, member.best_epoch, member.seconds = rsum, int(epoch), seconds
-        member.diverged = int(diverged) or None
-        with torch.no_grad():
-            for name, value, index in self.stack.named_slices(place):
-                value[index] = tensors[f"now.{name}"]
-                state = self.optimizer.state[value]
-                for key in ("exp_avg", "exp_avg_sq"):
-                    state.setdefault(key, torch.zeros_like(value))[index] = tensors[f"{key}.{name}"]
-                state["step"] = torch.tensor(float(self.step), device=self.device)
 
 
 def learning_rate(schedule: ScheduleConfig, step: int, steps: int) -> float:
@@ -248,8 +253,8 @@ def train_stack(
     if len({config.stackable() for config in configs}) != 1:
         raise UsageError("these runs differ in data, head or schedule and cannot be stacked")
     features = reopen(cache, configs[0].data)
-    members = [_member(config, features, runs) for config in configs]
-    for group in _by_progress(members):
+    members = [member_of(config, features, runs) for config in configs]
+    for group in by_progress(members):
         trainer = Trainer(group, features, choose_device(device))
         with ExitStack() as locks:
             for member in group:  # only now: a request that fails leaves no folder behind
@@ -265,48 +270,30 @@ def train_stack(
     return [member.run.path for member in members]
 
 
-def _by_progress(members: list[Member]) -> list[list[Member]]:
-    """Runs that go on together: all that share a checkpoint, else those that are equally far."""
-    found = [set(member.run.checkpoints()) for member in members]
-    if set.intersection(*found) or not any(found):
-        return [members]
-    groups: dict[int, list[Member]] = {}
-    for member, epochs in zip(members, found, strict=True):
-        groups.setdefault(max(epochs, default=0), []).append(member)
-    return list(groups.values())
-
-
 def _train(trainer: Trainer, progress: Progress) -> None:
     """All epochs that are left, then the test split."""
     line = ""
-    for epoch in range(trainer.resume(), trainer.schedule.epochs):
-        if all(member.diverged is not None for member in trainer.members):
+    members, stack, optimizer = trainer.members, trainer.stack, trainer.optimizer
+    first = resume(members, stack, optimizer, trainer.stream.batches)
+    trainer.step = first * trainer.stream.batches
+    for epoch in range(first, trainer.schedule.epochs):
+        if all(member.diverged is not None for member in members):
             break
         start = time.perf_counter()
+        trainer.begin_epoch(epoch, progress)
         losses = trainer.train_epoch(epoch, progress, line)
         entries = trainer.validate(epoch, losses, time.perf_counter() - start)
-        for member, entry in zip(trainer.members, entries, strict=True):
+        for member, entry in zip(members, entries, strict=True):
             member.run.log(epoch, entry)
-        trainer.save(epoch + 1)
+        save(members, stack, optimizer, epoch + 1)
         line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)
     trainer.finish()
 
 
-def _member(config: RunConfig, features: Features, runs: Path) -> Member:
-    """The run folder (not made yet) and the noise of a configuration."""
-    pairs = features.pairs("train", config.data.captions_per_image)
-    asked = config.noise
-    if asked.file:
-        noise = from_file(Path(asked.file), pairs.caption_image)
-    else:
-        noise = corrupt(pairs.caption_image, asked.protocol, asked.ratio, asked.seed)
-    return Member(Run(runs / config.name), config, noise)
-
-
 def _optimizer(stack: Stack, schedule: ScheduleConfig) -> torch.optim.AdamW:
     """AdamW with decay on the matrices alone; fused, so that a step reads each parameter once."""
-    matrices = [value for value in stack.parameters() if value.dim() > 2]
-    others = [value for value in stack.parameters() if value.dim() <= 2]
+    matrices = [value for value, _ in stack.trained() if value.dim() > 2]
+    others = [value for value, _ in stack.trained() if value.dim() <= 2]
     groups = [
         {"params": matrices, "weight_decay": schedule.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # Each module of itmfeat may import from its own line and those above it.
 ORDER = [
     {"errors"},
+    {"parameters"},
     {"locks"},
     {"cache"},
     {"pairs"},
@@ -20,8 +21,12 @@ ORDER = [
     {"loader"},
     {"heads"},
     {"losses"},
+    {"robust"},
+    {"memory"},
     {"config"},
     {"features", "stack", "runs", "retrieval"},
+    {"members"},
+    {"checkpoint"},
     {"training"},
     {"report"},
     {"api"},

@@ -12,6 +12,10 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, RunsOption,
 @command(app)
 def train(
     loss: Annotated[str, typer.Option(help="See `itmfeat losses`.")],
+    robust: Annotated[
+        str | None,
+        typer.Option(help="A method of `itmfeat robust`; default: the one of the loss, mostly none."),
+    ] = None,
     noise: Annotated[float, typer.Option(help="Noise ratio in [0, 1).")] = 0.0,
     noise_protocol: Annotated[str, typer.Option(help="ncr, decl, derangement or replacement.")] = "ncr",
     noise_seed: Annotated[str, typer.Option(help="Seed of the noise, or published.")] = "96",
@@ -47,6 +51,7 @@ def train(
         path = run(
             loss,
             noise,
+            robust=robust,
             noise_protocol=noise_protocol,
             noise_seed=noise_seed,
             noise_file=noise_file,

@@ -22,13 +22,33 @@ def losses(
         raise unknown("family of losses", family, list(dict.fromkeys(families.values())))
     chosen = {name: loss for name, loss in LOSSES.items() if family in {None, families[name]}}
     if as_json:
-        facts = {name: {"equation": loss.equation, "source": loss.source} for name, loss in chosen.items()}
+        facts = {
+            name: {"equation": loss.equation, "source": loss.source, "robust": loss.robust}
+            for name, loss in chosen.items()
+        }
         print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in chosen])
         return
     width = max(map(len, chosen)) + 1
     for name, loss in chosen.items():
         defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in parameters(name).items())
-        print(f"{name:{width}} {loss.equation}\n{'':{width}} {loss.source}; {defaults}")
+        method = "" if loss.robust == "none" else f"; robust method {loss.robust}"
+        print(f"{name:{width}} {loss.equation}\n{'':{width}} {loss.source}; {defaults}{method}")
+
+
+@command(app)
+def robust(as_json: JsonOption = False) -> None:
+    """List the methods of robust training: mechanisms, sources, defaults."""
+    from itmfeat.robust import METHODS, parameters
+
+    if as_json:
+        facts = {name: {"mechanism": one.mechanism, "source": one.source} for name, one in METHODS.items()}
+        print_json([{"name": name, **facts[name], "parameters": parameters(name)} for name in METHODS])
+        return
+    for name, one in METHODS.items():
+        defaults = " ".join(f"{key}={json.dumps(value)}" for key, value in parameters(name).items())
+        print(
+            f"{name:8} {one.mechanism}\n{'':8} {'; '.join(part for part in (one.source, defaults) if part)}"
+        )
 
 
 @command(app)

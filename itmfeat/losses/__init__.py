@@ -9,17 +9,19 @@ a line to `LOSSES`. For people with their own trainer::
     loss(similarities(image, text, image_ids)).backward()
 """
 
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from itmfeat.errors import UsageError, unknown
+from itmfeat.losses.crcl import crcl
+from itmfeat.losses.cream import cream
 from itmfeat.losses.cross_entropy import gce, sce
+from itmfeat.losses.decl import decl
+from itmfeat.losses.fne import fne
 from itmfeat.losses.goal import PAIRS, TRIPLETS, combination, goal
 from itmfeat.losses.infonce import infonce
 from itmfeat.losses.rcl import rcl_exp, rcl_gce, rcl_log, rcl_mae, rcl_tan
@@ -28,6 +30,7 @@ from itmfeat.losses.snll import pcmepp, siglip, snll
 from itmfeat.losses.tal import tal
 from itmfeat.losses.triplet import triplet
 from itmfeat.losses.weighting import circle, ms
+from itmfeat.parameters import check, defaults
 
 __all__ = ["LOSSES", "Loss", "Objective", "Similarities", "build", "parameters", "similarities"]
 
@@ -42,19 +45,26 @@ class Loss:
     learned: tuple[str, ...] = ()  # adapted where `learn` is true; "scale" on a log axis
     fixed: Mapping[str, Any] = field(default_factory=dict)  # parameters that this name decides
     unlearned: Mapping[str, Any] = field(default_factory=dict)  # values under which nothing is learned
+    robust: str = "none"  # the method of `itmfeat.robust` that belongs to it
+    soft_margin: bool = False  # whether it takes a margin of its own for each pair
+    memory: Mapping[str, Any] = field(default_factory=dict)  # parameters of its memory, where it has one
 
 
 RCL = "RCL, TPAMI 2023, code penghu-cs/RCL"
 
 LOSSES: dict[str, Loss] = {
     "triplet": Loss(
-        triplet, "1/B sum_i max_n [m + s_in - s_ii]+, both directions", "VSE++, arXiv 1707.05612"
+        triplet,
+        "1/B sum_i max_n [m + s_in - s_ii]+, both directions",
+        "VSE++, arXiv 1707.05612",
+        soft_margin=True,
     ),
     "triplet-sum": Loss(
         triplet,
         "1/B sum_i sum_n [m + s_in - s_ii]+, both directions",
         "VSE++, arXiv 1707.05612",
         fixed={"hardest": False, "warmup_epochs": 0},
+        soft_margin=True,
     ),
     "infonce": Loss(
         infonce,
@@ -103,12 +113,39 @@ LOSSES: dict[str, Loss] = {
         tal,
         "1/B sum_i [m - sum_k alpha_ik s_ik + tau log sum_n e^(s_in / tau)]+, both directions",
         "TAL of RDE, arXiv 2308.09911",
+        soft_margin=True,
+    ),
+    "fne": Loss(
+        fne,
+        "1/B sum_i [m + s_ik - d_i]+, k drawn from negatives that hardly match, both directions",
+        "FNE, arXiv 2308.04380",
+        soft_margin=True,
+        memory={"memory": 8224, "momentum": 0.995},
     ),
     "rcl-log": Loss(rcl_log, "-1/B sum_i sum_n log(1 - p_in), both directions", RCL),
     "rcl-tan": Loss(rcl_tan, "1/B sum_i sum_n tan(p_in), both directions", RCL),
     "rcl-exp": Loss(rcl_exp, "1/B sum_i sum_n exp(p_in - 1), both directions", RCL),
     "rcl-gce": Loss(rcl_gce, "1/B sum_i sum_n (1 - (1 - p_in)^q) / q, both directions", RCL),
     "rcl-mae": Loss(rcl_mae, "1/B sum_i 1 - p_ii, both directions", RCL),
+    "crcl": Loss(
+        crcl,
+        "1/B sum_i -y_i log p_ii + 5 sum_n tan p_in / (sum_k tan p_ik)^(1 - y_i), both directions",
+        "CRCL, arXiv 2310.17468",
+        robust="scc",
+    ),
+    "decl": Loss(
+        decl,
+        "1/B sum_i [|y_i - p_i|^2 + var p_i + k KL(Dir(a_i), Dir(1))] + h sum_i y_i top_n [m + s_in - s_ii]+"
+        ", both directions",
+        "DECL, ACM MM 2022, code QinYang79/DECL",
+        robust="argmax",
+    ),
+    "cream": Loss(
+        cream,
+        "-1/2B sum_ij t_ij log p_ij, t_ii = y_i, t_in = (1 - y_i) [s_in]+ / sum_m [s_im]+, both directions",
+        "CREAM, TIP 2024, code XLearning-SCU/2024-TIP-CREAM",
+        robust="cream",
+    ),
     **{
         f"goal-{of_triplet}-{of_pair}": Loss(
             goal,
@@ -128,34 +165,17 @@ def parameters(name: str) -> dict[str, Any]:
     if name not in LOSSES:
         raise unknown("loss", name, list(LOSSES))
     loss = LOSSES[name]
-    hidden = {"s", "shift", *loss.fixed}  # a shift is only ever learned
-    signature = inspect.signature(loss.function)
-    found = {key: value.default for key, value in signature.parameters.items() if key not in hidden}
-    return found | ({"learn": True} if loss.learned else {})
+    found = defaults(loss.function, {"shift", *loss.fixed})  # a shift is only ever learned
+    return {**found, **loss.memory} | ({"learn": True} if loss.learned else {})
 
 
 def build(name: str, runs: int | None = None, **given: Any) -> "Objective":
     """A loss ready to call. `runs` gives its learned scalars a run axis; unknown keys are an error."""
-    defaults = parameters(name)
-    hints = get_type_hints(LOSSES[name].function)
-    for key, value in given.items():
-        if key not in defaults:
-            raise unknown(f"parameter of {name}", key, list(defaults))
-        if get_origin(hints.get(key)) is Literal and value not in get_args(hints[key]):
-            raise unknown(f"loss.{key} of {name}", str(value), list(get_args(hints[key])))
-        if not _fits(value, defaults[key]):
-            raise UsageError(f"loss.{key} of {name} cannot be {value!r}; its default is {defaults[key]!r}")
-    return Objective(LOSSES[name], defaults | given, runs)
-
-
-def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of the default; None stands for a number chosen by the loss."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if default is None or isinstance(default, float):
-        number = isinstance(value, int | float) and math.isfinite(value)
-        return number or (value is None and default is None)
-    return isinstance(value, type(default))
+    known = parameters(name)
+    check("loss", name, LOSSES[name].function, given, known)
+    if given.get("memory", 1) < 1 or not 0 <= given.get("momentum", 0) <= 1:
+        raise UsageError(f"loss.memory of {name} must be at least 1 and loss.momentum lie in [0, 1]")
+    return Objective(LOSSES[name], known | given, runs)
 
 
 class Objective(nn.Module):
@@ -164,6 +184,7 @@ class Objective(nn.Module):
     def __init__(self, loss: Loss, given: Mapping[str, Any], runs: int | None) -> None:
         super().__init__()
         self.loss, self.given = loss, {**loss.fixed, **given}
+        self.memory = {key: self.given.pop(key) for key in loss.memory}
         unused = any(self.given[key] == value for key, value in loss.unlearned.items())
         learn = self.given.pop("learn", False) and not unused
         shape = () if runs is None else (runs,)
@@ -171,6 +192,10 @@ class Objective(nn.Module):
         self.learned = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(shape)) for name in loss.learned if learn}
         )
+
+    def warm(self, s: Similarities) -> bool:
+        """Whether a batch belongs to the loss's own warm-up."""
+        return s.warm(self.given.get("warmup_epochs", 0))
 
     def forward(self, s: Similarities) -> Tensor:
         """The loss of each run, (...)."""

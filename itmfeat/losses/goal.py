@@ -58,7 +58,7 @@ def goal(
     weights; 1 is nearly `con`. The first `warmup_epochs` epochs take the sum of triplets, as a hardest
     negative collapses from a random start. A query without a negative costs nothing.
     """
-    if s.epoch is not None and s.epoch < warmup_epochs:
+    if s.warm(warmup_epochs):
         return sum_of_triplets(s, hardest=False)
     total = torch.zeros((), device=s.i2t.device)
     alone = s.positive.all(-1)  # (B,) queries without a negative

@@ -15,7 +15,8 @@ def tal(s: Similarities, *, margin: float = 0.1, tau: float = 0.015) -> Tensor:
     to autograd; n are the negatives. An upper bound of the hardest triplet that reaches it as tau -> 0
     (the difference is at most tau log(M - 1)) but whose gradient spreads over all hard negatives, so one
     wrong negative does not decide the step. The official code clamps the inner sum at 1e36, where a
-    log-sum-exp needs no clamp, and sums over the batch. A query without a negative costs nothing.
+    log-sum-exp needs no clamp, and sums over the batch. Soft margins scale `margin`. A query without a
+    negative costs nothing.
     """
     total = torch.zeros((), device=s.i2t.device)
     for similarity in (s.i2t, s.t2i):
@@ -23,6 +24,6 @@ def tal(s: Similarities, *, margin: float = 0.1, tau: float = 0.015) -> Tensor:
         attention = logits.detach().masked_fill(s.negative, -torch.inf).softmax(-1)
         match = (attention * similarity).sum(-1)
         negative = tau * logits.masked_fill(s.positive, ABSENT).logsumexp(-1)
-        cost = (margin - match + negative).clamp(min=0)
+        cost = (s.soft_margin(margin) - match + negative).clamp(min=0)
         total = total + s.weight_pairs(cost).mean(-1)
     return total

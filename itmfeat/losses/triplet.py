@@ -14,13 +14,13 @@ def triplet(s: Similarities, *, margin: float = 0.2, hardest: bool = True, warmu
 
     The hardest negative alone collapses from a random start, so the first `warmup_epochs` epochs take
     the sum (Chen et al., arXiv 2011.04305). The official code sums over the batch; dividing by B keeps
-    one learning rate for all losses. A query without a negative in the batch costs nothing.
+    one learning rate for all losses. Soft margins scale `margin` pair by pair (NCR). A query without a
+    negative in the batch costs nothing.
     """
-    warm = s.epoch is not None and s.epoch < warmup_epochs
     total = torch.zeros((), device=s.i2t.device)
     for similarity in (s.i2t, s.t2i):
-        violation = (margin + similarity - s.pair.unsqueeze(-1)).clamp(min=0)
+        violation = (similarity - (s.pair - s.soft_margin(margin)).unsqueeze(-1)).clamp(min=0)
         violation = violation.masked_fill(s.positive, 0)
-        cost = violation.amax(-1) if hardest and not warm else violation.sum(-1)
+        cost = violation.amax(-1) if hardest and not s.warm(warmup_epochs) else violation.sum(-1)
         total = total + s.weight_pairs(cost).mean(-1)
     return total

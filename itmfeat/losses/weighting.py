@@ -25,8 +25,9 @@ def ms(
         known = similarity.detach()
         farthest = known.masked_fill(s.negative, torch.inf).amin(-1, keepdim=True)
         hardest = known.masked_fill(s.positive, -torch.inf).amax(-1, keepdim=True)
-        matches = s.positive & (known < hardest + eps)
-        negatives = s.negative & (known > farthest - eps)
+        # Negated, so that a net that diverged shows: a comparison with NaN is false.
+        matches = s.positive & ~(known >= hardest + eps)
+        negatives = s.negative & ~(known <= farthest - eps)
         pull = F.softplus(_logsumexp(-alpha * (similarity - level), matches)) / alpha
         push = F.softplus(_logsumexp(beta * (similarity - level), negatives)) / beta
         total = total + (s.weight_pairs(pull) + push).mean(-1)

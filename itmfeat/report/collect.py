@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from itmfeat.config import label
 from itmfeat.errors import DataError
 
 DEPTH = 2  # levels of folders below a given path that may hold runs
@@ -77,8 +78,10 @@ class Run:
 
     @property
     def loss(self) -> str:
-        """The name of the loss."""
-        return str(self.config.get("loss.name", "unknown"))
+        """The name of the loss, and of the method of robust training."""
+        return label(
+            str(self.config.get("loss.name", "unknown")), str(self.config.get("robust.name", "none"))
+        )
 
     @property
     def noise_protocol(self) -> str:

@@ -142,7 +142,9 @@ def _names(runs: list[Run]) -> list[str]:
 
     Without them, runs of different settings would be averaged as if they were seeds of one.
     """
-    general = _telling(runs, [key for key in _keys(runs) if not key.startswith(("loss.", "schedule."))])
+    general = _telling(
+        runs, [key for key in _keys(runs) if not key.startswith(("loss.", "robust.", "schedule."))]
+    )
     special = {}
     for loss in {run.loss for run in runs}:
         same = [run for run in runs if run.loss == loss]
@@ -160,7 +162,7 @@ def _keys(runs: list[Run]) -> list[str]:
     return [
         key
         for key in sorted(keys, key=lambda key: (not key.endswith(("backbone", ".name")), key))
-        if key not in ("dataset", "seed", "loss.name") and not key.startswith("noise.")
+        if key not in ("dataset", "seed", "loss.name", "robust.name") and not key.startswith("noise.")
     ]
 
 

@@ -51,6 +51,17 @@ def test_an_epoch_shows_each_slot_once(stream) -> None:  # type: ignore[no-untyp
     assert len(seen.unique()) == len(seen) == 192
 
 
+def test_every_pair_leaves_none_out(stream) -> None:  # type: ignore[no-untyped-def]
+    make, pairs = stream
+    batches = list(make(pairs.caption_image).every_pair(3))
+    seen = torch.cat([batch.captions[0] for batch in batches])
+    assert len(seen) == 224  # 200 and what fills the seventh batch
+    assert len(seen.unique()) == 200
+    assert all(batch.image.drop_seed is None for batch in batches)
+    training = torch.cat([batch.captions[0] for batch in make(pairs.caption_image).epoch(3)])
+    assert not torch.equal(seen[:192], training)
+
+
 def test_epochs_and_seeds_differ_and_repeat(stream) -> None:  # type: ignore[no-untyped-def]
     make, pairs = stream
 

@@ -168,6 +168,7 @@ def test_json_to_the_letter(runs: Path) -> None:
         "noise_digests": ["4d367b5592645950"],
         "method": "snll",
         "loss": "snll",
+        "robust": "none",
         "image_backbone": "efficientnet-lite0",
         "text_backbone": "minilm-l6",
         "head": "max-linear (pooling=max, projection=linear, dim=1024)",
@@ -185,13 +186,13 @@ def test_csv_to_the_letter(tmp_path: Path) -> None:
     header, line = render(tables_of(tmp_path), "csv").splitlines()
     assert header == (
         "dataset,protocol,split,images,captions,noise_protocol,noise_ratio,noise_seeds,noise_digests,"
-        "method,loss,image_backbone,text_backbone,head,selection_splits,runs,seeds,"
+        "method,loss,robust,image_backbone,text_backbone,head,selection_splits,runs,seeds,"
         "i2t_r1_mean,i2t_r1_std,i2t_r5_mean,i2t_r5_std,i2t_r10_mean,i2t_r10_std,"
         "t2i_r1_mean,t2i_r1_std,t2i_r5_mean,t2i_r5_std,t2i_r10_mean,t2i_r10_std,rsum_mean,rsum_std"
     )
     assert line == (
         "flickr8k,1k,test,1000,5000,ncr,0.25,96,0000000000000000,"
-        '"a,b","a,b",efficientnet-lite0,minilm-l6,'
+        '"a,b","a,b",none,efficientnet-lite0,minilm-l6,'
         '"max-linear (pooling=max, projection=linear, dim=1024)",val,1,0,'
         "40.5,,60.54,,70.53999999999999,,30.5,,50.54,,60.54,,313.15999999999997,"
     )
@@ -397,3 +398,15 @@ def test_reports_load_no_heavy_library() -> None:
     code = "import sys, itmfeat.report; print({'torch', 'numpy', 'faiss', 'h5py'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_robust_methods_are_rows_of_their_own(tmp_path: Path) -> None:
+    for name, method in {"plain": "none", "ncr": "ncr", "other": "ncr"}.items():
+        robust = {"name": method} if method == "none" else {"name": method, "warm": 3 if name == "ncr" else 2}
+        make_run(tmp_path / name, 20.0, config={"robust": robust})
+    make_run(tmp_path / "before", 20.0, loss="snll")  # a configuration without the section
+    (table,) = tabulate(collect([tmp_path]).runs)
+    methods = {row.method for row in table.rows}
+    assert methods == {"snll", "triplet", "triplet+ncr (warm=2)", "triplet+ncr (warm=3)"}
+    (record, *_) = (one for one in json.loads(render([table], "json")) if one["robust"] == "ncr")
+    assert record["loss"] == "triplet"

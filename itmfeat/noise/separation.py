@@ -1,0 +1,26 @@
+"""How well a run tells clean pairs from noisy ones: known, because the true correspondence is."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def separation(
+    clean: NDArray[np.bool_], match: NDArray[np.float32], split: NDArray[np.bool_] | None = None
+) -> dict[str, float]:
+    """AUC of `match` (C,) as a score for `clean` (C,), and precision and recall of a split (n, C).
+
+    Pairs not seen yet have the match NaN and do not count. Precision is the share of truly clean pairs among
+    those that the split takes for clean, recall the share of the clean pairs that it takes; both are
+    means over the n nets. Empty without noise, where there is nothing to tell apart.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    seen = ~np.isnan(match)
+    if clean[seen].all() or not clean[seen].any():
+        return {}
+    found = {"auc": float(roc_auc_score(clean[seen], match[seen]))}
+    if split is not None:
+        right = (split & clean).sum(1)
+        found["precision"] = float(np.mean(right / np.maximum(split.sum(1), 1)))
+        found["recall"] = float(np.mean(right / clean.sum()))
+    return found
