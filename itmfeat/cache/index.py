@@ -115,10 +115,13 @@ def read_index(path: Path) -> DatasetIndex:
             raise DataError(f"{path} is no index of itmfeat")
         seal.check_seal(path, [], found)
         attributes = schema.attributes(file)
-        if attributes["schema"] != schema.SCHEMA:
-            raise DataError(f"{path} has schema {attributes['schema']}, not {schema.SCHEMA}")
-        arrays = {key: value[...] for key, value in file.items()}
-    strings = {key: schema.Strings(arrays[key], arrays[f"{key}_offsets"]) for key in _STRINGS}
+        if attributes.get("schema") != schema.SCHEMA:
+            raise DataError(f"{path} has schema {attributes.get('schema')}, not {schema.SCHEMA}")
+        arrays = {key: schema.array(file, key, path) for key in _COLUMNS}
+        strings = {
+            key: schema.Strings(schema.array(file, key, path), schema.array(file, f"{key}_offsets", path))
+            for key in _STRINGS
+        }
     return DatasetIndex(
         name=str(attributes["name"]),
         digest=str(attributes["digest"]),

@@ -16,6 +16,9 @@ from itmfeat.cache import schema, seal
 from itmfeat.cache.writer import layout
 from itmfeat.errors import DataError
 
+REQUIRED = {"kind", "dataset", "dtype", "tokens", "range_items", "fingerprint"}
+"""Attributes without which a file says nothing."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -38,7 +41,7 @@ class FeatureFile:
         self.digest = seal.check_seal(path, self.extents.values(), self._seal)
         with schema.open_file(path) as file:
             self.attributes = schema.attributes(file)
-            self.offsets: NDArray[np.int64] = file["offsets"][...]
+            self.offsets: NDArray[np.int64] = schema.array(file, "offsets", path)
         self._check(dataset)
         lengths = np.diff(self.offsets)
         self.uniform = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else 0
@@ -51,6 +54,8 @@ class FeatureFile:
             )
         if self.attributes.get("complete") != 1:
             raise DataError(f"{self.path} is not complete; repeat the extraction, it resumes")
+        if missing := REQUIRED - self.attributes.keys():
+            raise DataError(f"{self.path} has no {min(missing)}; this file was not written by itmfeat")
         if dataset is not None and self.attributes["dataset"] != dataset:
             raise DataError(f"{self.path} belongs to another dataset than dataset.h5 beside it")
 

@@ -130,6 +130,14 @@ def extent(file: h5py.File, name: str, path: Path) -> Extent | None:
     return found
 
 
+def array(file: h5py.File, name: str, path: Path) -> NDArray[Any]:
+    """A whole dataset of the skeleton, under the conditions of `extent`."""
+    found = extent(file, name, path)
+    if found is None:
+        raise DataError(f"{path} has no {name}; this file was not written by itmfeat")
+    return read(path, found)
+
+
 def read(path: Path, found: Extent) -> NDArray[Any]:
     """Read a whole dataset into memory by its extent."""
     data = np.fromfile(path, dtype=found.dtype, count=int(np.prod(found.shape)), offset=found.offset)

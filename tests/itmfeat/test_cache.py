@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, Gather, open_cache, quantize, verify
+from itmfeat.cache import (
+    FeatureFile,
+    FeatureSpec,
+    FeatureWriter,
+    Gather,
+    open_cache,
+    quantize,
+    schema,
+    verify,
+)
 from itmfeat.cache.index import read_index, write_index
 from itmfeat.cache.journal import Journal
+from itmfeat.cache.seal import write_seal
 from itmfeat.errors import DataError, ItmfeatError, UsageError
 
 IMAGES, CAPTIONS, DIM = 30, 150, 16
@@ -261,6 +271,21 @@ def test_links_out_of_the_file_are_refused(tmp_path: Path) -> None:
         file["features"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "features")
     with pytest.raises(DataError, match="no plain dataset"):
         FeatureFile(tmp_path / "evil.h5")
+
+
+def test_links_of_a_sealed_file_are_refused(cache: Path, tmp_path: Path) -> None:
+    """Whoever makes a file can also seal it."""
+    path = cache / "dataset.h5"
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["caption_id"] = np.arange(3)
+    with h5py.File(path, "r+") as file:
+        del file["caption_id"]
+        file["caption_id"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "caption_id")
+        place = schema.extent(file, "seal", path)
+    assert place is not None
+    write_seal(path, [], place)
+    with pytest.raises(DataError, match="caption_id is no plain dataset"):
+        read_index(path)
 
 
 def test_chunked_data_is_refused(tmp_path: Path) -> None:
