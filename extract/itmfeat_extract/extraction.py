@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from itmfeat.cache import SPLITS, open_cache
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import UsageError, unknown
 from itmfeat_extract import backbones
-from itmfeat_extract.corpus import Corpus, SplitFractions, read
+from itmfeat_extract.corpus import READERS, Corpus, SplitFractions, read
 from itmfeat_extract.pipeline import (
     Progress,
     Settings,
@@ -21,7 +22,7 @@ from itmfeat_extract.pipeline import (
 )
 from itmfeat_extract.tokens import TokenPolicy
 
-IMAGE_DEFAULT, TEXT_DEFAULT = "efficientnet-lite0", "minilm-l6"
+IMAGE_DEFAULT, TEXT_DEFAULT, NONE = "efficientnet-lite0", "minilm-l6", "none"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def extract(
     dataset: str,
     root: str | Path | None = None,
     cache: str | Path | None = None,
-    image_backbone: str = IMAGE_DEFAULT,
+    image_backbone: str | None = None,
     text_backbone: str = TEXT_DEFAULT,
     *,
     tokens: str = "all",
@@ -57,7 +58,8 @@ def extract(
     """Extract a dataset into a cache folder and return the folder (or the plan of a dry run).
 
     `root` is the dataset's folder, `data/DATASET` by default; `cache` is `caches/DATASET` by default. What is
-    already there is kept; what was interrupted is resumed.
+    already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
+    backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
@@ -65,41 +67,67 @@ def extract(
         raise unknown("dtype", dtype, list(DTYPES))
     policy = TokenPolicy.parse(tokens)
     settings = Settings(dtype, workers or default_workers())
-    corpus = read(dataset, Path(root) if root else Path("data") / dataset, fractions, limit)
+    if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
+        if image_backbone not in (None, NONE) or any((root, cache, limit, fractions)):
+            raise UsageError(
+                f"{dataset} is a cache, from whose captions text is extracted into it: "
+                "leave out --image-backbone, --root, --cache, --limit and the split options"
+            )
+        corpus, folder, images = _indexed(Path(dataset)), Path(dataset), NONE
+    else:
+        corpus = read(dataset, Path(root) if root else Path("data") / dataset, fractions, limit)
+        folder = Path(cache) if cache else Path("caches") / (f"{dataset}-{limit}" if limit else dataset)
+        images = image_backbone or IMAGE_DEFAULT
     if corpus.origin:
         note(corpus.origin)
-    folder = Path(cache) if cache else Path("caches") / (f"{dataset}-{limit}" if limit else dataset)
-    image = backbones.load_image(image_backbone, device)
-    text = backbones.load_text(text_backbone, device)
+    image = None if images == NONE else backbones.load_image(images, device)
+    text = None if text_backbone == NONE else backbones.load_text(text_backbone, device)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype)
     digest = write_corpus(corpus, folder)
-    image_path = folder / "image" / f"{backbones.slug(image_backbone)}{policy.suffix}.h5"
-    text_path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"
-    extract_images(corpus, digest, image_path, image, policy, settings, progress)
-    extract_texts(corpus, digest, text_path, text, settings, progress)
+    if image:
+        path = folder / "image" / f"{backbones.slug(images)}{policy.suffix}.h5"
+        extract_images(corpus, digest, path, image, policy, settings, progress)
+    if text:
+        path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"
+        extract_texts(corpus, digest, path, text, settings, progress)
     return folder
+
+
+def _indexed(folder: Path) -> Corpus:
+    """What the index of a cache tells; its images need not be at hand."""
+    index = open_cache(folder).index
+    return Corpus(
+        name=index.name,
+        root=folder,
+        image_ids=index.image_id.tolist(),
+        image_files=index.image_file.tolist(),
+        image_splits=[SPLITS[code] for code in index.image_split],
+        captions=index.caption.tolist(),
+        caption_ids=index.caption_id.tolist(),
+        caption_image=index.caption_image,
+    )
 
 
 def _plan(
     corpus: Corpus,
     folder: Path,
-    image: backbones.ImageBackbone,
-    text: backbones.TextBackbone,
+    image: backbones.ImageBackbone | None,
+    text: backbones.TextBackbone | None,
     policy: TokenPolicy,
     dtype: str,
 ) -> Plan:
     """Sizes of what an extraction would write."""
     width = np.dtype(DTYPES[dtype]).itemsize
-    regions = len(corpus.image_ids) * policy.regions(image)
-    tokens = sum(len(ids) for ids in text.tokenize(corpus.captions).ids)
+    regions = len(corpus.image_ids) * policy.regions(image) if image else 0
+    tokens = sum(len(ids) for ids in text.tokenize(corpus.captions).ids) if text else 0
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return Plan(
         corpus.name,
         folder,
         len(corpus.image_ids),
         len(corpus.captions),
-        regions * image.dim * width,
-        tokens * text.dim * width,
+        regions * image.dim * width if image else 0,
+        tokens * text.dim * width if text else 0,
         shutil.disk_usage(place).free,
     )

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from itmfeat.cache import SPLITS, FeatureFile, FeatureSpec, FeatureWriter, write_index
+from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.corpus import Corpus
@@ -76,7 +76,7 @@ def extract_images(
         range_items=IMAGE_RANGE,
         **_provenance(backbone.fingerprint(), settings),
     )
-    if _finished(path, spec):
+    if holds(path, spec):
         progress(backbone.name, count, count)
         return path
 
@@ -123,7 +123,7 @@ def extract_texts(
         range_items=TEXT_RANGE,
         **_provenance(fingerprint, settings),
     )
-    if _finished(path, spec):
+    if holds(path, spec):
         progress(backbone.name, count, count)
         return path
     with FeatureWriter(path, spec) as writer:
@@ -230,23 +230,6 @@ def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, An
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
         "versions": json.dumps({name: version(name) for name in VERSIONS}, sort_keys=True),
     }
-
-
-def _finished(path: Path, spec: FeatureSpec) -> bool:
-    """Whether the file is there and holds what was asked; a DataError if it holds something else.
-
-    Other library versions do not count: a finished file is not extracted again for those.
-    """
-    if not path.exists():
-        return False
-    found = FeatureFile(path, spec.dataset)
-    wanted = spec.attributes()
-    for key in ("kind", "backbone", "dtype", "tokens", "fingerprint"):
-        if found.attributes[key] != wanted[key]:
-            raise DataError(
-                f"{path} holds features with another {key}; choose another --cache, or delete that file"
-            )
-    return True
 
 
 def default_workers() -> int:

@@ -5,7 +5,7 @@ A folder a dataset: `dataset.h5`, `image/BACKBONE.h5`, `text/BACKBONE.h5`.
 
 from itmfeat.cache.folder import Cache, describe, find_cache, open_cache, verify
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
-from itmfeat.cache.reader import FeatureFile, Gather, Ragged
+from itmfeat.cache.reader import FeatureFile, Gather, Ragged, holds
 from itmfeat.cache.writer import FeatureSpec, FeatureWriter, quantize
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Ragged",
     "describe",
     "find_cache",
+    "holds",
     "open_cache",
     "quantize",
     "read_index",

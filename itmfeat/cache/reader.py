@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itmfeat.cache import schema, seal
-from itmfeat.cache.writer import layout
+from itmfeat.cache.writer import FeatureSpec, layout
 from itmfeat.errors import DataError
 
 REQUIRED = {"kind", "dataset", "dtype", "tokens", "range_items", "fingerprint"}
@@ -105,6 +105,22 @@ class FeatureFile:
         finally:
             os.close(descriptor)
         return [items for items in found if items is not None]
+
+
+def holds(path: Path, spec: FeatureSpec) -> bool:
+    """Whether a finished file is there and holds what was asked; a DataError if it holds something else.
+
+    Other library versions do not count: a finished file is not made again for those.
+    """
+    if not path.exists():
+        return False
+    found, wanted = FeatureFile(path, spec.dataset), spec.attributes()
+    for key in ("kind", "backbone", "dtype", "tokens", "fingerprint"):
+        if found.attributes.get(key) != wanted[key]:
+            raise DataError(
+                f"{path} holds features with another {key}; choose another folder or name, or delete it"
+            )
+    return True
 
 
 class Gather:

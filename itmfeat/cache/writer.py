@@ -193,10 +193,11 @@ class FeatureWriter:
     def write(self, index: int, **payloads: NDArray[Any]) -> None:
         """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, `scores` if any.
 
-        Values are rounded to the dtype of the file. Any number of ranges may be written at once.
+        Values are rounded to the dtype of the file; those of int8 may come with their `scales`, as they are
+        stored. Any number of ranges may be written at once.
         """
         payloads = dict(payloads)
-        if self.spec.dtype == "int8":
+        if self.spec.dtype == "int8" and "scales" not in payloads:
             payloads["features"], payloads["scales"] = quantize(payloads["features"])
         places = self._places(index)
         sums = {}

@@ -6,16 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from itmfeat.cli.shell import DeviceOption, JsonOption, app, cache_app, command, print_json
+from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_app, command, print_json
 
 
 @command(app)
 def extract(
-    dataset: Annotated[str, typer.Argument(help="coco, flickr30k, flickr8k or demo.")],
+    dataset: Annotated[
+        str, typer.Argument(help="coco, flickr30k, flickr8k, demo, or a cache folder (text alone).")
+    ],
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; data/DATASET.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Cache folder; caches/DATASET.")] = None,
-    image_backbone: Annotated[str, typer.Option(help="See `itmfeat backbones`.")] = "efficientnet-lite0",
-    text_backbone: Annotated[str, typer.Option(help="See `itmfeat backbones`.")] = "minilm-l6",
+    image_backbone: Annotated[
+        str | None, typer.Option(help="See `itmfeat backbones`; efficientnet-lite0. Without images: none.")
+    ] = None,
+    text_backbone: Annotated[
+        str, typer.Option(help="See `itmfeat backbones`. Without text: none.")
+    ] = "minilm-l6",
     tokens: Annotated[str, typer.Option(help="all, pooled or grid:HxW.")] = "all",
     dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
@@ -29,16 +35,16 @@ def extract(
 ) -> None:
     """Extract frozen features of a dataset into a cache.
 
-    What is there already is kept; what was interrupted is resumed, to the same bytes.
+    What is there already is kept; what was interrupted is resumed, to the same bytes. Of a cache folder, as
+    one that was imported, the captions are extracted into it.
     """
     from itmfeat.console import Meter, note
     from itmfeat_extract.corpus import DEFAULT_FRACTIONS
     from itmfeat_extract.extraction import Plan
     from itmfeat_extract.extraction import extract as run
 
-    asked: dict[str, Any] = {"val": val_fraction, "test": test_fraction, "seed": split_seed}
-    given = {key: value for key, value in asked.items() if value is not None}
-    fractions = dataclasses.replace(DEFAULT_FRACTIONS, **given) if given else None
+    asked = _given(val=val_fraction, test=test_fraction, seed=split_seed)
+    fractions = dataclasses.replace(DEFAULT_FRACTIONS, **asked) if asked else None
     with Meter() as meter:
         made = run(
             dataset,
@@ -75,6 +81,52 @@ def cache_info(
     from itmfeat.cache import find_cache
 
     _print_info(find_cache(path), as_json)
+
+
+@command(cache_app, "import")
+def cache_import(
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help="precomp (a SCAN folder), tsv or npz.")],
+    source: Annotated[Path, typer.Argument(help="What to import.")],
+    cache: Annotated[
+        Path | None, typer.Option(help="Cache folder; caches/NAME, or the only one in ./caches.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="What the features are called.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, float32 or int8.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import features of another project.
+
+    Repeating an interrupted import goes on where it was.
+    """
+    from itmfeat.cache.formats import bring
+    from itmfeat.console import note
+
+    options = _given(name=name, backbone=backbone, dtype=dtype)
+    _print_info(bring(form, source, cache, note=note, **options), as_json)
+
+
+@command(cache_app, "export")
+def cache_export(
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help="precomp (a SCAN folder).")],
+    target: Annotated[Path, typer.Argument(help="What to write.")],
+    cache: CacheOption = None,
+    image_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    redundant: Annotated[
+        bool | None, typer.Option("--redundant", help="Store dev and test images five times.")
+    ] = None,
+) -> None:
+    """Export a cache for the loaders of another project."""
+    from itmfeat.cache import find_cache
+    from itmfeat.cache.formats import send
+
+    options = _given(image_backbone=image_backbone, redundant=redundant)
+    print(send(form, find_cache(cache), target, **options))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the user gave: a format takes only some of them."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _print_info(path: Path, as_json: bool) -> None:
