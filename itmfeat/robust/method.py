@@ -58,9 +58,14 @@ class Scores:
         return self.hinge, self.softmax, self.first
 
 
+def _log_matched(s: Similarities) -> Tensor:
+    """Mean of log p_ii over both directions, (..., B)."""
+    return (log_match(s, s.i2t, SCALE) + log_match(s, s.t2i, SCALE)) / 2
+
+
 def matched(s: Similarities) -> Tensor:
     """How likely each pair is in its batch: geometric mean of p_ii of both directions, (..., B) in [0, 1]."""
-    return ((log_match(s, s.i2t, SCALE) + log_match(s, s.t2i, SCALE)) / 2).exp()
+    return _log_matched(s).exp()
 
 
 def probability(s: Similarities, scale: float = SCALE) -> Tensor:
@@ -82,10 +87,9 @@ def scored(s: Similarities) -> Scores:
 
     DECL adds the evidence e + e^T, e_ij = exp(s_ij / 0.1), which is s in both directions for cosines.
     """
-    softmax = -(log_match(s, s.i2t, SCALE) + log_match(s, s.t2i, SCALE)) / 2
     evidence = (s.i2t / TAU).exp() + (s.t2i / TAU).exp()
     best = evidence.masked_fill(s.positive, 0).amax(-1)
-    return Scores(hinge(s), softmax, evidence.diagonal(dim1=-2, dim2=-1) > best)
+    return Scores(hinge(s), -_log_matched(s), evidence.diagonal(dim1=-2, dim2=-1) > best)
 
 
 def margin_factor(soft: Tensor) -> Tensor:
