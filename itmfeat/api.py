@@ -11,7 +11,7 @@ from itmfeat.cache import find_cache, open_cache
 from itmfeat.config import RunConfig, configure
 from itmfeat.errors import DataError, UsageError
 from itmfeat.features import Features, data_of, open_features, reopen
-from itmfeat.loader import pooled_source
+from itmfeat.loader import Means
 from itmfeat.noise import (
     PER_IMAGE,
     Noisy,
@@ -24,6 +24,7 @@ from itmfeat.noise import (
     seed_of,
 )
 from itmfeat.pairs import Ints, split_pairs
+from itmfeat.residency import Note, silent
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed_pairs, joined, load_heads
 from itmfeat.training import Progress, choose_device, train_stack
@@ -42,6 +43,7 @@ def configuration(
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
+    order: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> RunConfig:
@@ -55,7 +57,7 @@ def configuration(
         raise UsageError(
             "the published noise seed goes with --noise alone, not with a noise file or --set noise"
         )
-    schedule = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    schedule = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "order": order}
     return configure(
         data_of(features),
         loss,
@@ -84,10 +86,16 @@ def train(
     runs: str | Path = "runs",
     device: str = "auto",
     resume: bool = False,
+    resident: str = "auto",
+    verify: bool = False,
     progress: Progress = lambda done, total, line: None,
+    note: Note = silent,
     **settings: Any,
 ) -> Path:
     """Train one run and return its folder; `settings` are those of `configuration`.
+
+    `resident` (auto, gpu, ram, disk) says where the features stay, `note` is told where; `verify` compares
+    every byte of them before the start, not only what is read when it is read first.
 
     An unfinished run of the same configuration goes on where it was. A finished one is an error, unless
     `resume` says that it may be taken as it is.
@@ -104,7 +112,9 @@ def train(
             f"{run.path} exists and is finished: see `itmfeat eval {run.path}`, or pass --resume to take it "
             "as it is, another --seed, or another --runs folder"
         )
-    return train_stack([config], path, Path(runs), device, progress)[0]
+    return train_stack(
+        [config], path, Path(runs), device, progress, resident=resident, verify=verify, note=note
+    )[0]
 
 
 def evaluate(
@@ -132,7 +142,7 @@ def embeddings(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Normalised embeddings of a split, images (I, E) and captions (C, E), and caption -> image (C,)."""
     pairs = features.pairs(split, config.data.captions_per_image)
-    sources = features.sources(config.head, pairs.images, pairs.captions)
+    sources = features.sources(config.head, pairs.images, pairs.captions, device)
     heads = load_heads(config.head, run.read_tensors("head.safetensors"), device)
     image, text = map(joined, embed_pairs(heads, sources, pairs, device))
     return image, text, torch.from_numpy(pairs.caption_image).to(device)
@@ -147,6 +157,7 @@ def train_table(
     progress: Progress = lambda done, total, line: None,
     *,
     seeds: Sequence[int] = (0,),
+    resident: str = "auto",
     **settings: Any,
 ) -> list[Path]:
     """Train losses x noise ratios x seeds as one stack, in one pass over the features.
@@ -163,7 +174,7 @@ def train_table(
     ]
     missing = [config for config in configs if not Run(runs / config.name).finished]
     if missing:
-        train_stack(missing, features.cache.path, runs, device, progress)
+        train_stack(missing, features.cache.path, runs, device, progress, resident=resident)
     return [runs / config.name for config in configs]
 
 
@@ -193,8 +204,7 @@ def noise_index(
     pairs = split_pairs(found.index, "train", PER_IMAGE)
     if protocol != "cluster":
         return corrupt(pairs.caption_image, protocol, noise, number), number
-    source = pooled_source(found.open("image", image_backbone), pairs.images)
-    means = source(torch.from_numpy(pairs.images)).vectors[:, 0].numpy()  # (I, D)
+    means = Means(found.open("image", image_backbone), pairs.images).table.numpy()  # (I, D)
     given = cluster(pairs.caption_image, noise, number, clusters(means, groups, number))
     return described(given, pairs.caption_image), number
 

@@ -52,6 +52,7 @@ class ScheduleConfig(_Strict):
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(10.0, gt=0)  # of the gradient norm of each run
     precision: Literal["float32", "bfloat16"] = "float32"
+    order: Literal["full", "block"] = "full"  # "block" reads a slow disk in long pieces
     order_seed: int = Field(0, ge=0, lt=2**32)  # shared by all runs of a table, so that they can be stacked
 
 

@@ -1,17 +1,20 @@
-"""The features that a configuration names, opened and checked, and the fastest way to fetch them."""
+"""The features that a configuration names, opened and checked, and where they stay during training."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from itmfeat.cache import Cache, FeatureFile, Gather, open_cache
+from itmfeat import residency
+from itmfeat.cache import Cache, FeatureFile, Gather, Resident, open_cache
 from itmfeat.config import DataConfig, HeadConfig
 from itmfeat.errors import DataError
-from itmfeat.loader import Source, pooled_source
+from itmfeat.loader import Means, Source
 from itmfeat.pairs import Ints, Pairs, split_pairs
+from itmfeat.residency import Note, silent
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,48 @@ class Features:
 
     def means(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Mean vectors of a split's images (I, D) and captions (C, D'), float32."""
-        image, text = (
-            pooled_source(file, rows)(torch.from_numpy(rows)).vectors.squeeze(1)
-            for file, rows in ((self.image, pairs.images), (self.text, pairs.captions))
-        )
+        return Means(self.image, pairs.images).table, Means(self.text, pairs.captions).table
+
+    def sources(
+        self,
+        head: HeadConfig,
+        images: Ints,
+        captions: Ints,
+        device: torch.device,
+        resident: str = "disk",
+        note: Note = silent,
+    ) -> tuple[Source, Source]:
+        """Fetch image and text vectors of these rows as the heads need them.
+
+        Of a mean-pooled side the means alone are kept, in memory or on the device. Where the vectors of the
+        others stay, `resident` says (`itmfeat.residency`).
+        """
+        sides = {"image": (self.image, images), "text": (self.text, captions)}
+        pooled = {kind: pool == "mean" for kind, pool in zip(sides, head.poolings, strict=True)}
+        needed = {kind: _need(*side, pooled[kind]) for kind, side in sides.items()}
+        places = residency.choose(needed, resident, device, note)
+        image, text = (_source(*side, pooled[kind], places[kind], device) for kind, side in sides.items())
         return image, text
 
-    def sources(self, head: HeadConfig, images: Ints, captions: Ints) -> tuple[Source, Source]:
-        """Fetch image and text vectors of these rows as the heads need them."""
-        image_pooling, text_pooling = head.poolings
-        return _source(self.image, image_pooling, images), _source(self.text, text_pooling, captions)
+    def verify(self) -> None:
+        """Compare every byte of both files with its checksums; a DataError for the first damage."""
+        for file in (self.image, self.text):
+            file.check(np.arange(len(file)), list(file.extents))
 
 
-def _source(file: FeatureFile, pool: str, rows: Ints) -> Source:
-    """Means are taken once where the head allows it; otherwise all vectors are gathered each time."""
-    if pool == "mean":
-        return pooled_source(file, rows)
-    return Gather(file)
+def _need(file: FeatureFile, rows: Ints, pooled: bool) -> residency.Need:
+    """Memory that the features of some rows take."""
+    if pooled:
+        return residency.Need(4 * len(rows) * file.dim, means=True)
+    width = sum(file.extents[name].row_bytes for name in ("features", "scales") if name in file.extents)
+    return residency.Need(int(file.lengths(rows).sum()) * width)
+
+
+def _source(file: FeatureFile, rows: Ints, pooled: bool, place: str, device: torch.device) -> Source:
+    where = device if place == "gpu" else torch.device("cpu")
+    if pooled:
+        return Means(file, rows, where)
+    return Gather(file) if place == "disk" else Resident(file, rows, where)
 
 
 def open_features(

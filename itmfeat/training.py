@@ -27,6 +27,7 @@ from itmfeat.loader import Source, Stream
 from itmfeat.losses import similarities
 from itmfeat.members import Member, member_of
 from itmfeat.pairs import Pairs
+from itmfeat.residency import Note, silent
 from itmfeat.robust import Means, Method, Scores, Setting, scored
 from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
 
@@ -39,13 +40,20 @@ Progress = Callable[[int, int, str], None]
 class Trainer:
     """A stack with its data, optimiser and run folders."""
 
-    def __init__(self, members: list[Member], features: Features, device: torch.device) -> None:
+    def __init__(
+        self,
+        members: list[Member],
+        features: Features,
+        device: torch.device,
+        resident: str = "auto",
+        note: Note = silent,
+    ) -> None:
         first = members[0].config
         self.members, self.features, self.device = members, features, device
         self.schedule, self.head = first.schedule, first.head
         per_image = first.data.captions_per_image
         self.pairs = {split: features.pairs(split, per_image) for split in ("train", "val", "test")}
-        self.sources = self._sources()
+        self.sources = self._sources(resident, note)
         noises = {member.noise.digest: member.noise.caption_image for member in members}
         order = list(noises)
         train = self.pairs["train"]
@@ -55,7 +63,8 @@ class Trainer:
             list(noises.values()),
             self.schedule.batch_size,
             seed=self.schedule.order_seed,
-            pin=device.type == "cuda",
+            order=self.schedule.order,
+            device=device,
         )
         statistics = (
             input_statistics(features.image, train.images),
@@ -79,11 +88,11 @@ class Trainer:
         setting = Setting(given, self.schedule.epochs, self.device, means)
         return robust.build(setting=setting, **member.config.robust)
 
-    def _sources(self) -> tuple[Source, Source]:
+    def _sources(self, resident: str, note: Note) -> tuple[Source, Source]:
         rows = self.pairs.values()
         images = np.concatenate([pairs.images for pairs in rows])
         captions = np.concatenate([pairs.captions for pairs in rows])
-        return self.features.sources(self.head, images, captions)
+        return self.features.sources(self.head, images, captions, self.device, resident, note)
 
     def begin_epoch(self, epoch: int, progress: Progress) -> None:
         """Restarts, and what the methods of the runs decide before an epoch."""
@@ -246,18 +255,26 @@ def train_stack(
     runs: Path,
     device: str = "auto",
     progress: Progress = lambda done, total, line: None,
+    *,
+    resident: str = "auto",
+    verify: bool = False,
+    note: Note = silent,
 ) -> list[Path]:
     """Train runs that can be stacked side by side, resuming where they were; returns their folders.
 
     Folders of finished runs must not be among them. A run whose loss stops being a number ends alone.
+    `resident` says where the features stay (`itmfeat.residency`), `verify` compares every byte of them first:
+    otherwise each range is when it is read for the first time.
     """
     if len({config.stackable() for config in configs}) != 1:
         raise UsageError("these runs differ in data, head or schedule and cannot be stacked")
     keep_freed_memory()
     features = reopen(cache, configs[0].data)
+    if verify:
+        features.verify()
     members = [member_of(config, features, runs) for config in configs]
     for group in by_progress(members):
-        trainer = Trainer(group, features, choose_device(device))
+        trainer = Trainer(group, features, choose_device(device), resident, note)
         with ExitStack() as locks:
             for member in group:  # only now: a request that fails leaves no folder behind
                 member.run.start(member.config)

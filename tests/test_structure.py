@@ -18,6 +18,7 @@ ORDER = [
     {"cache"},
     {"pairs"},
     {"noise"},
+    {"residency"},
     {"loader"},
     {"heads"},
     {"losses"},

@@ -4,8 +4,9 @@ A folder a dataset: `dataset.h5`, `image/BACKBONE.h5`, `text/BACKBONE.h5`.
 """
 
 from itmfeat.cache.folder import Cache, describe, find_cache, open_cache, verify
+from itmfeat.cache.gather import Gather, Ragged, Resident, widened
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
-from itmfeat.cache.reader import FeatureFile, Gather, Ragged, holds
+from itmfeat.cache.reader import FeatureFile, holds
 from itmfeat.cache.writer import FeatureSpec, FeatureWriter, quantize
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureWriter",
     "Gather",
     "Ragged",
+    "Resident",
     "describe",
     "find_cache",
     "holds",
@@ -24,5 +26,6 @@ __all__ = [
     "quantize",
     "read_index",
     "verify",
+    "widened",
     "write_index",
 ]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from itmfeat.cache.index import DatasetIndex, read_index
-from itmfeat.cache.reader import FeatureFile
+from itmfeat.cache.reader import FeatureFile, damage
 from itmfeat.errors import DataError, UsageError, unknown
 
 
@@ -94,11 +94,7 @@ def describe(cache: Cache) -> dict[str, Any]:
 def verify(path: Path) -> list[str]:
     """Compare every byte of a cache with its checksums; one sentence for each damage found."""
     files, damaged = _opened(open_cache(path))  # opening checks the index and the skeletons
-    return damaged + [
-        f"{file.path}: items {items.start} to {items.stop - 1} are damaged; delete it and extract again"
-        for file in files
-        for items in file.verify()
-    ]
+    return damaged + [damage(file.path, items) for file in files for items in file.verify()]
 
 
 def find_cache(path: Path | None, parent: Path = Path("caches")) -> Path:

@@ -1,16 +1,15 @@
-"""Reading a feature file: mapped raw bytes, gathered at the speed of memory."""
+"""Opening a feature file, and comparing its bytes with their checksums."""
 
 import json
 import os
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from itmfeat.cache import schema, seal
 from itmfeat.cache.writer import FeatureSpec, layout
@@ -18,14 +17,6 @@ from itmfeat.errors import DataError
 
 REQUIRED = {"kind", "dataset", "dtype", "tokens", "range_items", "fingerprint"}
 """Attributes without which a file says nothing."""
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Vectors of a batch of items, padded to the longest."""
-
-    vectors: Tensor  # (B, L, D), zeros behind each item's length
-    lengths: Tensor  # (B,)
 
 
 class FeatureFile:
@@ -45,6 +36,10 @@ class FeatureFile:
         self._check(dataset)
         lengths = np.diff(self.offsets)
         self.uniform = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else 0
+        self._table = schema.read(path, self._sums)  # (R, P, 16)
+        self._right = np.zeros(self._table.shape[:2], bool)  # ranges and payloads that were compared
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
     def _check(self, dataset: str | None) -> None:
         if self.attributes.get("schema") != schema.SCHEMA:
@@ -78,33 +73,58 @@ class FeatureFile:
         whole = self.attributes["tokens"] == "all" and "pooled" in self.extents
         return whole and self.fingerprint.get("pooled") == "mean"
 
-    def tensor(self, name: str = "features") -> Tensor:
-        """A payload as a tensor over the mapped file; writing to it does not reach the file."""
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of vectors of items, (B,)."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    def array(self, name: str = "features") -> NDArray[Any]:
+        """A payload as a read-only array over the mapped file; `check` first what you take of it."""
         extent = self.extents[name]
-        raw = np.memmap(self.path, extent.dtype, "c", offset=extent.offset, shape=extent.shape)
-        return torch.from_numpy(raw)
+        if not extent.nbytes:
+            return np.empty(extent.shape, extent.dtype)
+        return np.memmap(self.path, extent.dtype, "r", offset=extent.offset, shape=extent.shape)
 
-    def verify(self, workers: int = 2) -> list[range]:
+    def check(self, rows: NDArray[np.int64], names: Sequence[str]) -> None:
+        """Compare the ranges of items with their checksums in these payloads, each range once.
+
+        A DataError names the items of the first damaged range.
+        """
+        columns = [list(self.extents).index(name) for name in names]
+        ranges = rows // int(self.attributes["range_items"])
+        fresh = ranges[~self._right[ranges][:, columns].all(1)]
+        if not len(fresh):
+            return
+        for items in self._damaged(np.unique(fresh), columns):
+            raise DataError(damage(self.path, items))
+        self._right[fresh[:, None], columns] = True
+
+    def verify(self) -> list[range]:
         """Compare every payload byte with its checksums; returns the damaged ranges of items."""
-        stored = schema.read(self.path, self._sums)
-        step = int(self.attributes["range_items"])
-        descriptor = os.open(self.path, os.O_RDONLY)
+        return list(self._damaged(np.arange(len(self._right)), list(range(len(self.extents)))))
 
-        def damaged(index: int) -> range | None:
+    def _damaged(self, ranges: NDArray[np.int64], columns: list[int], workers: int = 2) -> Iterator[range]:
+        """The items of those ranges that do not fit their checksums in the given payloads."""
+        step = int(self.attributes["range_items"])
+        names = [list(self.extents)[column] for column in columns]
+
+        def matches(index: int) -> bool:
             first, last = index * step, min((index + 1) * step, len(self))
             vectors = int(self.offsets[first]), int(self.offsets[last])
-            places = seal.payload_slices(self.extents, first, last, vectors).values()
-            for column, (start, stop) in enumerate(places):
-                if seal.checksum_at(descriptor, start, stop) != stored[index, column].tobytes():
-                    return range(first, last)
-            return None
+            places = seal.payload_slices(self.extents, first, last, vectors)
+            return all(
+                seal.checksum_at(self.descriptor, *places[name]) == self._table[index, column].tobytes()
+                for name, column in zip(names, columns, strict=True)
+            )
 
-        try:
-            with ThreadPoolExecutor(workers) as pool:
-                found = list(pool.map(damaged, range(len(stored))))
-        finally:
-            os.close(descriptor)
-        return [items for items in found if items is not None]
+        with ThreadPoolExecutor(workers) as pool:
+            for index, right in zip(ranges.tolist(), pool.map(matches, ranges.tolist()), strict=True):
+                if not right:
+                    yield range(index * step, min((index + 1) * step, len(self)))
+
+
+def damage(path: Path, items: range) -> str:
+    """What to say of a range that does not fit its checksum."""
+    return f"{path}: items {items.start} to {items.stop - 1} are damaged; delete it and extract again"
 
 
 def holds(path: Path, spec: FeatureSpec) -> bool:
@@ -121,44 +141,3 @@ def holds(path: Path, spec: FeatureSpec) -> bool:
                 f"{path} holds features with another {key}; choose another folder or name, or delete it"
             )
     return True
-
-
-class Gather:
-    """Fetches shuffled items of a feature file. The tensors stay mapped; nothing goes through h5py."""
-
-    def __init__(self, file: FeatureFile) -> None:
-        self._features = file.tensor()
-        self._scales = file.tensor("scales") if "scales" in file.extents else None
-        self._offsets = torch.from_numpy(file.offsets)
-        self._regions = file.uniform
-        if self._regions:  # one row an item: one long copy instead of many short ones
-            self._features = self._features.view(len(file), -1)
-            if self._scales is not None:
-                self._scales = self._scales.view(len(file), -1)
-        self.dim = file.dim
-
-    def __call__(self, items: Tensor) -> Ragged:
-        """Vectors of the items (B,), repeats allowed, in the dtype of the file (float32 for int8)."""
-        if self._regions:
-            shape = (len(items), self._regions, self.dim)
-            vectors = self._features.index_select(0, items).view(shape)
-            scales = None if self._scales is None else self._scales.index_select(0, items)
-            lengths = torch.full((len(items),), self._regions)
-        else:
-            vectors, scales, lengths = self._ragged(items)
-        if scales is not None:
-            vectors = vectors.float().mul_(scales.unsqueeze(-1))
-        return Ragged(vectors, lengths)
-
-    def _ragged(self, items: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Padded vectors (B, L, D), scales (B, L) for int8 and lengths (B,)."""
-        starts = self._offsets[items]
-        lengths = self._offsets[items + 1] - starts
-        steps = torch.arange(int(lengths.max()) if len(items) else 0)
-        inside = steps < lengths.unsqueeze(1)  # (B, L)
-        rows = torch.where(inside, starts.unsqueeze(1) + steps, 0).flatten()
-        vectors = self._features.index_select(0, rows).view(*inside.shape, self.dim)
-        vectors.masked_fill_(~inside.unsqueeze(-1), 0)
-        if self._scales is None:
-            return vectors, None, lengths
-        return vectors, self._scales.index_select(0, rows).view(inside.shape), lengths

@@ -39,9 +39,14 @@ class Extent:
         """Bytes of the whole dataset."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
     def row(self, index: int) -> int:
         """Byte position of a row in the file."""
-        return self.offset + index * (self.nbytes // self.shape[0] if self.shape[0] else 0)
+        return self.offset + index * self.row_bytes
 
 
 def create_file(path: Path | BinaryIO) -> h5py.File:

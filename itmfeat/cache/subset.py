@@ -253,7 +253,7 @@ def _payloads(file: FeatureFile, items: Ints) -> dict[str, NDArray[Any]]:
     lengths = file.offsets[items + 1] - file.offsets[items]
     steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     vectors = np.repeat(file.offsets[items], lengths) + steps
-    return {name: file.tensor(name).numpy()[items if name == "pooled" else vectors] for name in file.extents}
+    return {name: file.array(name)[items if name == "pooled" else vectors] for name in file.extents}
 
 
 def _fingerprint(files: list[FeatureFile], merged: bool) -> str:

@@ -27,6 +27,15 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training captions.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in a batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    order: Annotated[
+        str | None, typer.Option(help="full; block reads a slow disk in long pieces, shuffling less.")
+    ] = None,
+    resident: Annotated[
+        str, typer.Option(help="Where features stay: gpu, ram, disk, or auto by what is free.")
+    ] = "auto",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte of the features first.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the initial heads.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Any key, as in loss.margin=0.1; repeatable.")
@@ -43,32 +52,14 @@ def train(
     The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
     where it was when the same command is given again.
     """
+    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides")}
+
     from itmfeat.api import train as run
-    from itmfeat.console import Meter
+    from itmfeat.console import Meter, note
     from itmfeat.runs import Run
 
     with Meter() as meter:
-        path = run(
-            loss,
-            noise,
-            robust=robust,
-            noise_protocol=noise_protocol,
-            noise_seed=noise_seed,
-            noise_file=noise_file,
-            cache=cache,
-            image_backbone=image_backbone,
-            text_backbone=text_backbone,
-            head=head,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            seed=seed,
-            overrides=overrides or [],
-            runs=runs,
-            device=device,
-            resume=resume,
-            progress=meter.steps,
-        )
+        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps)
     results = Run(path).read("results.json")
     _print_results(results | {"run": str(path)}, as_json)
 

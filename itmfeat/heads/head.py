@@ -18,7 +18,7 @@ from itmfeat.cache import FeatureFile
 from itmfeat.heads import pooling
 from itmfeat.heads.gpo import PositionWeights
 from itmfeat.heads.stacked import StackedLinear
-from itmfeat.loader import Side, pooled_source
+from itmfeat.loader import Means, Side
 from itmfeat.pairs import Ints
 
 
@@ -29,7 +29,7 @@ def input_statistics(file: FeatureFile, rows: Ints, limit: int = 4096) -> tuple[
     bunched near one at the start; heads subtract the mean and divide by the deviation.
     """
     chosen = rows[:: max(1, -(-len(rows) // limit))].copy()
-    means = pooled_source(file, chosen)(torch.from_numpy(chosen)).vectors.squeeze(1).double()
+    means = Means(file, chosen).table.double()
     deviation = means.std(0, correction=0).mean().clamp(min=1e-6)
     return means.mean(0).float(), deviation.float()
 
@@ -77,7 +77,7 @@ class Head(nn.Module):
 
         `variant` (K,) says which of the N inputs each run takes; None if N is 1 or K in order.
         """
-        x = (side.vectors.float() - self.mean) / self.scale
+        x = (side.wide() - self.mean) / self.scale
         random = None
         if side.drop_seed is not None:
             random = torch.Generator(x.device).manual_seed(side.drop_seed)

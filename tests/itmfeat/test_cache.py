@@ -86,7 +86,7 @@ def test_reads_back_what_was_written(cache: Path) -> None:
     stored = gathered.vectors[0, : LENGTHS[3]].numpy()
     np.testing.assert_array_equal(stored, first[start : start + LENGTHS[3]])
     assert gathered.vectors[0, LENGTHS[3] :].abs().sum() == 0
-    assert found.tensor("pooled").shape == (CAPTIONS, 4)
+    assert found.array("pooled").shape == (CAPTIONS, 4)
 
 
 def test_index_round_trip(cache: Path) -> None:
@@ -193,8 +193,8 @@ def test_int8_is_close_and_zero_stays_zero(tmp_path: Path) -> None:
     path = tmp_path / "text" / "toy.h5"
     fill(path, spec("d", dtype="int8", pooled_dim=0))
     full = content(0, int(LENGTHS[:16].sum()), 16)["features"]
-    found = Gather(FeatureFile(path))(torch.tensor([0, 1]))
-    np.testing.assert_allclose(found.vectors[0, : LENGTHS[0]], full[: LENGTHS[0]], atol=0.02)
+    found = Gather(FeatureFile(path))(torch.tensor([0, 1])).wide()
+    np.testing.assert_allclose(found[0, : LENGTHS[0]], full[: LENGTHS[0]], atol=0.02)
     small, scales = quantize(np.zeros((2, 4)))
     assert small.any() == scales.any() == False  # noqa: E712
 
@@ -205,7 +205,7 @@ def test_uniform_items_gather_as_one_row(tmp_path: Path) -> None:
     found = FeatureFile(path)
     assert found.uniform == 3
     vectors = Gather(found)(torch.tensor([5, 39, 5])).vectors
-    assert torch.equal(vectors, found.tensor().view(40, 3, DIM)[[5, 39, 5]])
+    assert np.array_equal(vectors, found.array().reshape(40, 3, DIM)[[5, 39, 5]])
 
 
 def test_every_flipped_byte_is_found(cache: Path) -> None:

@@ -160,9 +160,9 @@ def test_vectors(files: Path, name: str) -> None:
     assert page["offsets"][-1] == len(page["features"])
     for item in items:
         length = int(gathered.lengths[item])
-        np.testing.assert_array_equal(page.vectors(item), gathered.vectors[item, :length].numpy())
+        np.testing.assert_array_equal(page.vectors(item), gathered.wide()[item, :length].numpy())
     for payload in page.payloads:
-        np.testing.assert_array_equal(page[payload], found.tensor(payload).numpy())
+        np.testing.assert_array_equal(page[payload], found.array(payload))
     assert page.text("backbone") == found.attributes["backbone"]
 
 

@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 def vectors(cache: Path, dtype: Any = np.float32) -> np.ndarray:
     """All vectors of the only image backbone, (images, R, D)."""
     file = open_cache(cache).open("image")
-    return file.tensor().numpy().reshape(len(file), -1, file.dim).astype(dtype)
+    return file.array().reshape(len(file), -1, file.dim).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -89,7 +89,7 @@ def test_every_number_is_that_of_the_source(folder: Path, tmp_path: Path, dtype:
 def test_int8_is_near(folder: Path, tmp_path: Path) -> None:
     cache = precomp.read(folder, tmp_path / "small", dtype="int8")
     file = open_cache(cache).open("image")
-    found = Gather(file)(torch.arange(70)).vectors.numpy()
+    found = Gather(file)(torch.arange(70)).wide().numpy()
     np.testing.assert_allclose(found, images("train"), atol=0.02)
 
 

@@ -119,19 +119,19 @@ def check(file: FeatureFile, rows: int, scored: bool, boxed: bool = True, exact:
     """Every number of every image equals the source's, rounded to the type of the file."""
     assert len(file) == rows
     assert ("boxes" in file.extents) == ("scores" in file.extents) == boxed
-    features = file.tensor()
+    features = file.array()
     if "scales" in file.extents:
-        features = features.float() * file.tensor("scales").unsqueeze(1)
+        features = features.astype(np.float32) * file.array("scales")[:, None]
     for row in range(rows):
         picture, mine = Picture(row), slice(file.offsets[row], file.offsets[row + 1])
-        found = features[mine].numpy()
+        found = features[mine]
         if exact:
             np.testing.assert_array_equal(found, picture.features.astype(found.dtype))
         np.testing.assert_allclose(found, picture.features, atol=0.03)
         if boxed:
-            np.testing.assert_allclose(file.tensor("boxes")[mine], picture.fractions, rtol=1e-6)
+            np.testing.assert_allclose(file.array("boxes")[mine], picture.fractions, rtol=1e-6)
             scores = picture.scores if scored else np.zeros_like(picture.scores)
-            np.testing.assert_array_equal(file.tensor("scores")[mine], scores)
+            np.testing.assert_array_equal(file.array("scores")[mine], scores)
     assert file.verify() == []
 
 
@@ -290,7 +290,7 @@ def test_a_field_beyond_the_limit_of_csv(tmp_path: Path) -> None:
         list(csv.reader(source.read_text().splitlines(), delimiter="\t"))
     bring("tsv", source, cache, dtype="float32")
     file = open_cache(cache).open("image")
-    np.testing.assert_array_equal(file.tensor(), picture.features)
+    np.testing.assert_array_equal(file.array(), picture.features)
 
 
 def test_the_last_line_may_lack_its_end_but_nothing_else(tmp_path: Path, cache: Path) -> None:
@@ -362,7 +362,7 @@ def test_no_numbers_are_refused_and_far_boxes_are_cut_and_mentioned(tmp_path: Pa
     bring("tsv", source("far", boxes=far), cache, note=said.append)
     assert len(said) == 1
     assert "2 boxes reach more than a pixel beyond their image" in said[0]
-    boxes = open_cache(cache).open("image").tensor("boxes")[:3].numpy()
+    boxes = open_cache(cache).open("image").array("boxes")[:3]
     np.testing.assert_array_equal(boxes, np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0.5, 1]]))
 
 

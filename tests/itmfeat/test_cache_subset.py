@@ -91,7 +91,7 @@ def contents(cache: Path) -> dict[str, object]:
 def raw(file: FeatureFile, items: "list[int] | np.ndarray") -> list[dict[str, bytes]]:
     spans = [(item, slice(file.offsets[item], file.offsets[item + 1])) for item in items]
     return [
-        {n: file.tensor(n)[item if n == "pooled" else span].numpy().tobytes() for n in file.extents}
+        {n: file.array(n)[item if n == "pooled" else span].tobytes() for n in file.extents}
         for item, span in spans
     ]
 

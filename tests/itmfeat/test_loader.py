@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from itmfeat import loader
 from itmfeat.cache import Gather, open_cache
 from itmfeat.errors import UsageError
-from itmfeat.loader import Stream, pooled_source, prefetch, whole
+from itmfeat.loader import Means, Stream, prefetch, whole
 from itmfeat.noise import ncr
 from itmfeat.pairs import split_pairs
 
@@ -89,14 +90,45 @@ def test_whole_covers_a_split_in_order(toy_cache: Path) -> None:
     assert torch.equal(sides[-1].vectors[0, -1, : int(last.lengths)], last.vectors[0])
 
 
-def test_pooled_source_is_the_mean(toy_cache: Path) -> None:
+def test_means_are_the_means(toy_cache: Path) -> None:
     file = open_cache(toy_cache).open("text")
     rows = np.array([7, 250, 12])
-    found = pooled_source(file, rows, step=2)(torch.tensor([12, 7]))
+    found = Means(file, rows, step=2)(torch.tensor([12, 7]))
     for item, row in enumerate((12, 7)):
         first, last = file.offsets[row], file.offsets[row + 1]
-        expected = file.tensor()[first:last].float().mean(0)
+        expected = torch.from_numpy(file.array()[first:last].astype(np.float32)).mean(0)
         torch.testing.assert_close(found.vectors[item, 0], expected)
+
+
+def test_block_order_takes_every_slot_once_and_keeps_reads_local(
+    toy_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "BLOCK", 10)
+    monkeypatch.setattr(loader, "WINDOW", 3)
+    cache = open_cache(toy_cache)
+    pairs = split_pairs(cache.index, "train", 5)
+    asked: list[list[int]] = []
+
+    class Told(Gather):
+        def ahead(self, items: torch.Tensor) -> None:
+            asked.append(items.tolist())
+            super().ahead(items)
+
+    sources = Told(cache.open("image")), Gather(cache.open("text"))
+    rows = pairs.images, pairs.captions
+    stream = Stream(sources, rows, [pairs.caption_image], 6, order="block")
+    seen = [batch.captions[0].tolist() for batch in stream.epoch(0)]
+    flat = [caption for batch in seen for caption in batch]
+    assert len(set(flat)) == len(flat) == 198
+    windows = [flat[first : first + 30] for first in range(0, 180, 30)]
+    assert all(len({caption // 10 for caption in window}) == 3 for window in windows)
+    assert sorted(windows[0]) != windows[0]
+    assert seen != [batch.captions[0].tolist() for batch in stream.epoch(1)]
+    assert asked[0] == sorted({caption // 5 for caption in windows[0]})  # the first window in file order
+    assert {row for rows in asked for row in rows} == {caption // 5 for caption in flat}
+    full = Stream(sources, rows, [pairs.caption_image], 6)
+    for first, second in zip(full.every_pair(3), stream.every_pair(3), strict=True):
+        assert first.captions.shape == second.captions.shape
 
 
 def test_prefetch_keeps_order_and_passes_errors_on() -> None:

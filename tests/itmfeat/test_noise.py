@@ -8,7 +8,7 @@ import torch
 
 from itmfeat.cache import open_cache
 from itmfeat.errors import DataError, UsageError
-from itmfeat.loader import Stream, pooled_source
+from itmfeat.loader import Means, Stream
 from itmfeat.noise import (
     PROTOCOLS,
     cluster,
@@ -111,8 +111,8 @@ def test_images_without_a_caption_train_on(toy_cache: Path) -> None:
     assert facts(described(given, pairs.caption_image), pairs.caption_image)["same_counts"] is False
     given = np.where(given == 3, 4, given)  # image 3 surely has none
     sources = (
-        pooled_source(cache.open("image"), pairs.images),
-        pooled_source(cache.open("text"), pairs.captions),
+        Means(cache.open("image"), pairs.images),
+        Means(cache.open("text"), pairs.captions),
     )
     rows = (pairs.images, pairs.captions)
     seen = list(Stream(sources, rows, [given], 20).epoch(0))

@@ -159,4 +159,4 @@ def test_splits_by_fraction_come_into_the_index(shared: Path, tmp_path: Path) ->
     cache = open_cache(str(made))
     assert cache.index.images == 20
     assert min(images for images, _ in cache.index.split_sizes().values()) >= 1
-    assert cache.open("image").tensor("pooled").isfinite().all()
+    assert cache.open("image").array("pooled").isfinite().all()

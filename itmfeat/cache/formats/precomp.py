@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.formats.matching import Note, Regions, Source, silent, write_regions
+from itmfeat.cache.gather import Gather
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
-from itmfeat.cache.reader import FeatureFile, Gather
+from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import DataError, ItmfeatError, disk_full, unknown
 
@@ -326,7 +327,7 @@ def _blocks(features: FeatureFile, rows: NDArray[np.int64]) -> Iterator[NDArray[
     """Vectors of images, (B, R, D) at a time, as float32."""
     gather = Gather(features)
     for first in range(0, len(rows), BLOCK):
-        yield gather(torch.from_numpy(rows[first : first + BLOCK])).vectors.float().numpy()
+        yield gather(torch.from_numpy(rows[first : first + BLOCK])).wide().numpy()
 
 
 def _write_names(path: Path, found: Cache) -> None:
