@@ -23,7 +23,7 @@ from itmfeat.config import RunConfig, ScheduleConfig
 from itmfeat.errors import ItmfeatError, UsageError
 from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
-from itmfeat.loader import Source, Stream
+from itmfeat.loader import Batch, Source, Stream
 from itmfeat.losses import similarities
 from itmfeat.members import Member, member_of
 from itmfeat.pairs import Pairs
@@ -140,23 +140,28 @@ class Trainer:
         self.stack.train()
         total = torch.zeros(len(self.stack), device=self.device)
         match = torch.full((len(self.stack), self.stream.caption_count), torch.nan, device=self.device)
-        for gathered in self.stream.epoch(epoch):
-            batch = gathered.to(self.device)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.schedule, self.step, self.steps)
-            losses, matches = self.stack(batch, epoch, self.step)  # (K,), (K, B)
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()  # the nets share no parameter, so a sum keeps them apart
-            self.stack.clip_(self.schedule.clip)
-            self.optimizer.step()
-            total += losses.detach()
+        for batch in self.stream.epoch(epoch):
+            losses, matches = self.update(batch, epoch)
+            total += losses
             match.scatter_(1, self.stack.captions(batch), matches)
-            self.step += 1
             progress(self.step, self.steps, line)
         for member, own in zip(self.members, self.stack.runs, strict=True):
             seen = match[own.nets].mean(0).cpu()
             member.match.copy_(seen.where(~seen.isnan(), member.match))
         return torch.stack([total[own.nets].mean() for own in self.stack.runs]) / self.stream.batches
+
+    def update(self, gathered: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """One step; returns the loss of each net, (K,), and how well it matches each pair, (K, B)."""
+        batch = gathered.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.schedule, self.step, self.steps)
+        losses, matches = self.stack(batch, epoch, self.step)  # (K,), (K, B)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.sum().backward()  # the nets share no parameter, so a sum keeps them apart
+        self.stack.clip_(self.schedule.clip)
+        self.optimizer.step()
+        self.step += 1
+        return losses.detach(), matches
 
     def validate(self, epoch: int, losses: Tensor, seconds: float) -> list[dict[str, Any]]:
         """Score every run on the validation split and keep its heads where they are the best so far."""

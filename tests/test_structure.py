@@ -31,7 +31,7 @@ ORDER = [
     {"training"},
     {"report"},
     {"api"},
-    {"doctor", "console"},
+    {"bench", "doctor", "console"},
     {"cli", "__init__"},
 ]
 EXTRACTOR_MAY_USE = {"cache", "pairs", "errors"}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from itmfeat.cli.shell import JsonOption, app, command, print_json
+from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, command, print_json
 
 
 @command(app)
@@ -84,3 +84,43 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json(found)
     else:
         print("\n".join(f"{name:14} {value}" for name, value in found.items()))
+
+
+@command(app)
+def bench(
+    cache: CacheOption = None,
+    image_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    text_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pairs in a batch.")] = 128,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what bounds training on this machine and cache: each speed beside its limit."""
+    from itmfeat.bench import measure
+    from itmfeat.cache import find_cache
+    from itmfeat.console import note
+    from itmfeat.features import open_features
+
+    features = open_features(find_cache(cache), image_backbone, text_backbone)
+    found = measure(features, batch_size=batch_size, device=device, note=note)
+    if as_json:
+        print_json(found)
+        return
+    gather, evaluation = found["gather"], found["evaluation"]
+    print(
+        f"{found['cache']}: {found['image']}, {found['text']}; {found['device']}, {found['threads']} threads"
+    )
+    print(f"gathering {batch_size} shuffled images, {gather['batch_mb']:.1f} MB")
+    for name, title in (("cache", "from the cache"), ("memory", "from memory"), ("h5py", "DataLoader, h5py")):
+        print(f"  {title:17} {gather[name]['ms']:9.2f} ms {gather[name]['gb_per_s']:7.2f} GB/s")
+    print(f"  {gather['of_memory']:.2f} of memory, {gather['over_h5py']:.1f} times the DataLoader")
+    print(f"  checksums, once   {gather['check']['gb_per_s']:20.2f} GB/s")
+    for kind, one in found["step"].items():
+        print(
+            f"training step, {kind} ({one['head']}): {one['cache_ms']:.2f} ms from the cache, "
+            f"{one['memory_ms']:.2f} ms on memory, ratio {one['over_memory']:.2f}; "
+            f"an epoch {one['epoch_seconds']:.0f} s"
+        )
+    print("evaluation of {images} x {captions}: {evaluation_ms:.1f} ms,".format(**evaluation), end=" ")
+    print(f"{evaluation['products']:.2f} matrix products")
+    print("\n".join(found["verdict"]))
