@@ -85,9 +85,7 @@ def gather(file: FeatureFile, batch_size: int, effort: Effort) -> dict[str, Any]
     ends = np.cumsum(file.lengths(np.arange(len(file)))) * file.extents["features"].row_bytes
     rows = np.arange(int(np.searchsorted(ends, allowed, side="right")))
     if len(rows) < batch_size:
-        raise DataError(
-            f"{file.path} has fewer than {batch_size} items that fit in memory; choose --batch-size"
-        )
+        raise DataError(f"{len(rows)} items of {file.path} fit in memory; choose a smaller --batch-size")
     began = time.perf_counter()
     file.check(rows, [name for name in ("features", "scales") if name in file.extents])
     checked = time.perf_counter() - began
