@@ -73,6 +73,10 @@ class Hub:
         return {path: (self.store / digest).read_bytes() for path, digest in files.items()}
 
 
+def git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class RefusedError(Exception):
     def __init__(self, status: int, code: str = "", **body: object) -> None:
         self.status, self.code, self.body = status, code, body
@@ -159,17 +163,15 @@ class Answers(BaseHTTPRequestHandler):
         self._json(errors=[], warnings=[])
 
     def preupload(self, name: str, revision: str) -> None:
-        self._find(name, write=True)
-        self._json(
-            files=[
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".h5") else "regular",
-                    "shouldIgnore": False,
-                }
-                for file in json.loads(self.data)["files"]
-            ]
-        )
+        there = self._find(name, write=True).files(revision)
+        files = []
+        for path in (file["path"] for file in json.loads(self.data)["files"]):
+            large = path.endswith(".h5")
+            digest = there.get(path)
+            oid = digest if large or digest is None else git_hash((self.hub.store / digest).read_bytes())
+            mode = "lfs" if large else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._json(files=files)
 
     def batch(self, name: str) -> None:
         self._find(name, write=True)
@@ -201,8 +203,7 @@ class Answers(BaseHTTPRequestHandler):
         siblings = []
         for path, digest in files.items():
             data = (self.hub.store / digest).read_bytes()
-            git = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            one: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": git}
+            one: dict[str, object] = {"rfilename": path, "size": len(data), "blobId": git_hash(data)}
             if path.endswith(".h5"):
                 one["lfs"] = {"size": len(data), "sha256": digest, "pointerSize": 130}
             siblings.append(one)
@@ -213,9 +214,12 @@ class Answers(BaseHTTPRequestHandler):
         commit, files = self._at(name, revision)
         if path not in files:
             raise RefusedError(404, "EntryNotFound")
-        self._send(b"", 302, {"Location": f"/large/{files[path]}", "X-Repo-Commit": commit})
+        elsewhere = self.hub.url.replace("127.0.0.1", "localhost")
+        self._send(b"", 302, {"Location": f"{elsewhere}/large/{files[path]}", "X-Repo-Commit": commit})
 
     def download(self, digest: str) -> None:
+        if "Authorization" in self.headers:
+            raise RefusedError(400)  # a token is for the hub alone
         data = (self.hub.store / digest).read_bytes()
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}

@@ -161,8 +161,9 @@ def _dataset_terms(facts: Facts) -> str:
 
 def _citation(facts: Facts) -> str:
     known = DATASETS.get(facts["dataset"])
-    dataset = f"The dataset: {known.paper}. " if known and known.paper else "The dataset by its paper. "
+    dataset = "The dataset by its paper. " if known is None else f"The dataset: {known.paper}. "
     return (
-        f"{dataset}The backbones by their papers (see their model cards). This copy of the features by the "
-        "address of this repository, its revision and the digests above."
+        f"{dataset if known is None or known.paper else ''}The backbones by their papers, which their model "
+        "cards name.\nThis copy of the features by the address of this repository, its revision and the "
+        "digests above."
     )

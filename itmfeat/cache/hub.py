@@ -24,7 +24,7 @@ Note = Callable[[str], None]
 LIMIT = constants.MAX_HTTP_DOWNLOAD_SIZE
 """Bytes of the largest file that the hub gives out over plain HTTP: 50 GB."""
 
-_WANTED = re.compile(r"dataset\.h5|(image|text)/[^/\\.\0][^/\\\0]*\.h5")  # nothing else is taken
+_WANTED = re.compile(r"dataset\.h5|(image|text)/[^/\\.\0-\x1f][^/\\\0-\x1f]*\.h5")  # nothing else is taken
 _BLOCK = 1 << 20
 _TRANSPORT = errors.HTTPError  # of httpx or httpx2, whichever the library uses
 
@@ -272,14 +272,13 @@ def _same(path: Path, remote: _Remote) -> bool:
 
 @contextmanager
 def _intact(repo: str, folder: Path) -> Iterator[None]:
-    """Damage found in what came from the hub is the fault of nothing on this machine."""
+    """What is wrong with files that came from the hub can be mended there alone."""
     try:
         yield
     except DataError as error:
         reason = str(error).replace(f"{folder}/", "").partition(";")[0]
         raise DataError(
-            f"nothing was taken, for {repo} holds a damaged cache ({reason}); "
-            "pull it once more, then tell its owner"
+            f"nothing of {repo} was taken, for {reason}; pull it once more, then tell its owner"
         ) from None
 
 
@@ -321,7 +320,11 @@ def _told(error: Exception, repo: str, revision: str | None) -> ItmfeatError | N
             f"{repo} has no revision {revision}; name another with --revision, or none",
         ),
         (status == 401, ItmfeatError, f"{hub} does not know you; {login}"),
-        (status == 403, ItmfeatError, f"you may not do this with {repo}; {login} that has the right to"),
+        (
+            status == 403,
+            ItmfeatError,
+            f"your token gives no right to do this with {repo}; {login}, with one that does",
+        ),
         (status > 0, ItmfeatError, f"{hub} refused ({first}); repeat the command later"),
         (
             isinstance(error, _TRANSPORT),
