@@ -69,7 +69,8 @@ def fit(file: FeatureFile, index: DatasetIndex, dim: int) -> tuple[Projection, d
     variance = float(found.explained_variance_ratio_.sum())
     if not np.isfinite(variance):
         raise DataError(f"{file.path}: all vectors of the training split are equal; extract it again")
-    made = Projection(found.mean_.astype(np.float32), found.components_.astype(np.float32))
+    # In row order, as when it is read again: products round alike only for one order in memory.
+    made = Projection(found.mean_.astype(np.float32), found.components_.astype(np.float32, order="C"))
     return made, {
         "dim": dim,
         "variance": variance,

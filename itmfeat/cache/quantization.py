@@ -25,6 +25,7 @@ NONE = "none"
 STEPS = "quantized"  # key of the fingerprint: a list of what was done, the last step last
 
 Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def quantize_cache(
     dim: int | None = None,
     name: str | None = None,
     progress: Progress = lambda what, done, total: None,
+    note: Note = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Make a smaller feature file of a backbone of each kind, and say what was made as plain data.
 
@@ -70,7 +72,7 @@ def quantize_cache(
     ]
     for plan in plans:
         check_undamaged(plan.file)
-    return [_make(plan, found.index, progress) for plan in plans]
+    return [_make(plan, found.index, progress, note) for plan in plans]
 
 
 def _sources(cache: Cache, asked: dict[str, str | None]) -> list[tuple[str, str]]:
@@ -125,7 +127,7 @@ def _earlier(plan: _Plan, path: Path) -> dict[str, Any] | None:
     return fingerprint if last == plan.step and fitted.get("dim") == plan.dim else None
 
 
-def _fit(plan: _Plan, index: DatasetIndex) -> tuple[pca.Projection | None, dict[str, Any]]:
+def _fit(plan: _Plan, index: DatasetIndex, note: Note) -> tuple[pca.Projection | None, dict[str, Any]]:
     """The projection of a plan and the fingerprint of its result.
 
     Other threads or libraries round a fit in another way, so an unfinished file goes on with its own.
@@ -136,6 +138,7 @@ def _fit(plan: _Plan, index: DatasetIndex) -> tuple[pca.Projection | None, dict[
         with suppress(DataError):  # nothing there, or a kill hit while it was created
             if found := _earlier(plan, path):
                 return pca.Projection(**schema.projection(path)), found
+    note(f"{plan.path.stem}: fitting {plan.dim} of {plan.file.dim} dimensions")
     projection, facts = pca.fit(plan.file, index, plan.dim)
     return projection, _fingerprint(plan, {"pca": facts})
 
@@ -145,10 +148,10 @@ def _fingerprint(plan: _Plan, added: dict[str, Any]) -> dict[str, Any]:
     return {**known, STEPS: [*known.get(STEPS, []), {**plan.step, **added}]}
 
 
-def _make(plan: _Plan, index: DatasetIndex, progress: Progress) -> dict[str, Any]:
+def _make(plan: _Plan, index: DatasetIndex, progress: Progress, note: Note) -> dict[str, Any]:
     """Write the file of a plan."""
     file, name = plan.file, plan.path.stem
-    projection, fingerprint = _fit(plan, index)
+    projection, fingerprint = _fit(plan, index, note)
     changes: dict[str, Any] = {"dtype": plan.dtype, "fingerprint": json.dumps(fingerprint, sort_keys=True)}
     if projection is not None:
         changes |= {"dim": plan.dim, "projection": vars(projection)}

@@ -77,6 +77,7 @@ def cache_quantize(
             dim=pca,
             name=name,
             progress=meter.count,
+            note=note,
         )
     if as_json:
         print_json(made)
