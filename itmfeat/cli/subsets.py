@@ -89,4 +89,5 @@ def cache_quantize(
             f"{file['bytes'] / 1e6:.1f} MB instead of {file['source_bytes'] / 1e6:.1f} MB{kept}"
         )
     chosen = " ".join(f"--{file['kind']}-backbone {file['name']}" for file in made)
-    note(f"for the cost in rSum, train on both: itmfeat train --loss infonce --cache {path} {chosen}")
+    train = f"itmfeat train --loss infonce --cache {path} {chosen}"
+    note(f"for its cost in rSum, train on the source and on this: {train}")
