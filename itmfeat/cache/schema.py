@@ -149,6 +149,14 @@ def read(path: Path, found: Extent) -> NDArray[Any]:
     return data.reshape(found.shape)
 
 
+def projection(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean (D,) and components (d, D) of the PCA that made the vectors of a file; empty if none did."""
+    with open_file(path) as file:
+        return {
+            name: array(file, f"pca_{name}", path) for name in ("mean", "components") if f"pca_{name}" in file
+        }
+
+
 class Strings:
     """Strings of a cache file, decoded one by one when asked for: half a million open at once."""
 
