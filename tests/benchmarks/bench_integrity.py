@@ -8,9 +8,9 @@ random write, push to the disk, rename or removal; then it is started again, kil
 third time. Every file is compared with those of an extraction without kills.
 
 Flips: one random byte gets another random value, half of the times anywhere in the cache, half of the times
-outside the payloads. `verify` must find it. HDF5 reads damaged metadata, so each `verify` is a child of its own
-with a limit of memory and time. For some flips a short `train` must refuse with one sentence (exit code 3), or
-end with the results of the undamaged cache.
+outside the payloads. `verify` must find it. HDF5 reads damaged metadata, so each `verify` is a child of its
+own with a limit of memory and time. For some flips a short `train` must refuse in one sentence (exit code 3),
+or end with the results of the undamaged cache.
 
 Disks: extraction into tmpfs of several sizes (needs root), and again after room was made. Twice: two commands
 started at about the same moment. Index: time and memory of opening one of COCO's size.
