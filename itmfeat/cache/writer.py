@@ -128,8 +128,8 @@ class FeatureWriter:
         entries = self._journal.read()
         if entries.identity is None or not self.part.exists():
             self._check_room(self.spec.nbytes)
-            self._create(self.part)
             self._journal.begin(self.spec.identity(), self.spec.attributes())
+            self._create(self.part)  # a kill here is one before the first range
             entries = Entries()
         elif entries.identity != self.spec.identity():
             raise DataError(
