@@ -12,7 +12,7 @@ from pathlib import Path
 from itmfeat.cache.schema import CHECKSUM_BYTES, SEAL_BYTES, Extent
 from itmfeat.errors import DataError
 
-_STEP = 1 << 22
+_STEP = 1 << 20
 
 
 def checksum(data: "memoryview | bytes") -> bytes:
