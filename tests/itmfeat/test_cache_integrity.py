@@ -460,3 +460,32 @@ def test_an_index_on_a_full_disk(disk: Path, size: str) -> None:
     assert [file.name for file in disk.iterdir()] == ["others"]
     (disk / "others").unlink()
     write_index(disk / "dataset.h5", "toy", strings, COLUMNS)
+
+
+@pytest.mark.slow
+def test_an_index_of_the_size_of_coco_opens_quickly(tmp_path: Path) -> None:
+    images, captions = 123_287, 616_767
+    text = "a man riding a wave on top of a surfboard in the sea"
+    write_index(
+        tmp_path / "dataset.h5",
+        "coco",
+        {
+            "image_id": [str(number) for number in range(images)],
+            "image_file": [f"val2014/COCO_val2014_{number:012}.jpg" for number in range(images)],
+            "caption": [text] * captions,
+        },
+        {
+            "image_split": np.zeros(images, np.uint8),
+            "caption_id": np.random.default_rng(0).permutation(captions),
+            "caption_image": np.minimum(np.arange(captions) // 5, images - 1),
+        },
+    )
+    code = (
+        "import re, sys, time; from itmfeat.cache import open_cache\n"
+        "start = time.process_time(); open_cache(sys.argv[1]); print(time.process_time() - start)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    seconds, kilobytes = map(float, run.stdout.split())
+    assert seconds < 1  # of the processor, for the machine may be busy
+    assert kilobytes < 400_000  # with torch, which alone takes 230 MB
