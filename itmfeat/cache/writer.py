@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.cache.journal import Journal
+from itmfeat.cache.journal import Entries, Journal, difference, journal_of
 from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
@@ -117,7 +117,8 @@ class FeatureWriter:
         self.part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.offsets = schema.offsets_of(spec.lengths)
-        self._journal = Journal(path.with_name(path.name + ".journal"))
+        self._finished = False
+        self._journal = Journal(journal_of(path))
         try:
             self._done = self._start()
             self._descriptor = os.open(self.part, os.O_RDWR)
@@ -127,16 +128,16 @@ class FeatureWriter:
 
     def _start(self) -> dict[int, dict[str, str]]:
         """Lay out a new file, or take up the one that is there; returns the ranges that are right."""
-        identity, done = self._journal.read()
-        if identity is None or not self.part.exists():
+        self._fresh.unlink(missing_ok=True)  # of a kill
+        entries = self._journal.read()
+        if entries.identity is None or not self.part.exists():
             self._check_room(self.spec.nbytes)
-            self._create(self.part)
-            self._journal.begin(self.spec.identity())
-            done = {}
-        elif identity != self.spec.identity():
+            self._journal.begin(self.spec.identity(), self.spec.attributes())
+            self._create(self.part)  # a kill here is one before the first range
+            entries = Entries()
+        elif entries.identity != self.spec.identity():
             raise DataError(
-                f"{self.part} is an unfinished extraction with other settings; "
-                "repeat it with those, or delete it to start over"
+                f"{self.part} is unfinished and {difference(entries.attributes, self.spec.attributes())}"
             )
         else:
             self._renew_skeleton()
@@ -144,7 +145,7 @@ class FeatureWriter:
         with self.part.open("rb") as file:
             return {
                 index: sums
-                for index, sums in done.items()
+                for index, sums in entries.done.items()
                 if 0 <= index < self.spec.ranges and self._read_sums(file.fileno(), index) == sums
             }
 
@@ -155,7 +156,7 @@ class FeatureWriter:
         needed, free = payloads + skeleton, shutil.disk_usage(self.path.parent).free
         if free < needed:
             raise ItmfeatError(
-                f"{self.path} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
+                f"{self.path} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free on its "
                 "disk; make room, or choose --dtype int8, fewer --tokens or another --cache"
             )
 
@@ -176,16 +177,19 @@ class FeatureWriter:
     def _renew_skeleton(self) -> None:
         """Bring all but the payloads back to the start: a kill may have hit while they were sealed."""
         self._check_room(0)
-        fresh = self.part.with_name(self.part.name + ".fresh")
         try:
-            self._create(fresh)
-            payloads, _, _ = layout(fresh)
-            with fresh.open("rb") as source, self.part.open("r+b") as target:
-                target.truncate(fresh.stat().st_size)
-                for start, stop in seal.skeleton_spans(fresh, payloads.values()):
+            self._create(self._fresh)
+            payloads, _, _ = layout(self._fresh)
+            with self._fresh.open("rb") as source, self.part.open("r+b") as target:
+                target.truncate(self._fresh.stat().st_size)
+                for start, stop in seal.skeleton_spans(self._fresh, payloads.values()):
                     os.pwrite(target.fileno(), os.pread(source.fileno(), stop - start, start), start)
         finally:
-            fresh.unlink(missing_ok=True)
+            self._fresh.unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.part.with_name(self.part.name + ".fresh")
 
     @property
     def pending(self) -> list[int]:
@@ -260,12 +264,13 @@ class FeatureWriter:
         table = "".join(
             self._done[index][name] for index in range(self.spec.ranges) for name in self._extents
         )
-        os.pwrite(self._descriptor, bytes.fromhex(table), self._sums.offset)
+        self._pwrite(memoryview(bytes.fromhex(table)), self._sums.offset)
         os.fsync(self._descriptor)
         with h5py.File(self.part, "r+", locking=False) as file:
             file.attrs.modify("complete", np.int64(1))
         seal.write_seal(self.part, self._extents.values(), self._seal)
         os.replace(self.part, self.path)
+        self._finished = True
         self._journal.remove()
         return self.path
 
@@ -279,16 +284,21 @@ class FeatureWriter:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._descriptor)
-        if self.part.exists():  # not finished: the journal stays for the next start
+        if not self._finished:  # the journal stays for the next start
             self._journal.close()
 
 
 def layout(path: Path) -> tuple[dict[str, schema.Extent], schema.Extent, schema.Extent]:
-    """Extents of the payloads, in the order of the checksum table, of that table and of the seal."""
+    """Extents of the payloads, in the order of the checksum table, of that table and of the seal.
+
+    A DataError if the file has another schema, if its datasets do not fit together, or its `offsets` them.
+    """
     with schema.open_file(path) as file:
+        schema.check_version(file, path)
         found = {name: schema.extent(file, name, path) for name in schema.PAYLOADS}
-        sums = schema.extent(file, "checksums", path)
-        sealed = schema.extent(file, "seal", path)
-    if found["features"] is None or sums is None or sealed is None:
-        raise DataError(f"{path} is no feature file of itmfeat")
-    return {name: value for name, value in found.items() if value is not None}, sums, sealed
+        payloads = {name: value for name, value in found.items() if value is not None}
+        sums, sealed = schema.extent(file, "checksums", path), schema.extent(file, "seal", path)
+        if found["features"] is None or sums is None or sealed is None:
+            raise DataError(f"{path} is no feature file of itmfeat")
+        schema.check_fit(file, path, payloads, sums, sealed)
+    return payloads, sums, sealed
