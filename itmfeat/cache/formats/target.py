@@ -1,4 +1,4 @@
-"""Where an export goes: a new folder that appears when it is complete."""
+"""What exports share: an undamaged source, a disk with room, a folder that appears when it is complete."""
 
 import os
 import shutil
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from itmfeat.cache.reader import FeatureFile
 from itmfeat.errors import DataError, ItmfeatError, disk_full
 
 
@@ -36,4 +37,12 @@ def check_room(place: Path, needed: int) -> None:
         raise ItmfeatError(
             f"the export needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the disk of "
             f"{place}; make room, or name a target on another disk"
+        )
+
+
+def undamaged(file: FeatureFile) -> None:
+    """A DataError unless every value is as it was written: an export would carry damage on as good."""
+    for items in file.verify():
+        raise DataError(
+            f"{file.path}: items {items.start} to {items.stop - 1} are damaged; delete it and extract again"
         )
