@@ -131,7 +131,7 @@ def cache_export(
     redundant: Annotated[
         bool | None, typer.Option("--redundant", help="precomp: store dev and test images five times.")
     ] = None,
-    level: Annotated[int | None, typer.Option(help="archive: compression, 1 to 19; 3.")] = None,
+    level: Annotated[int | None, typer.Option(help="archive: compression, 1 (quick) to 19.")] = None,
 ) -> None:
     """Export a cache for the loaders of another project, or pack it into an archive."""
     from itmfeat.cache import find_cache

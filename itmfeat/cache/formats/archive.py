@@ -38,7 +38,7 @@ SKELETON = "skeleton"
 _MARGIN = 4 << 20  # bytes that HDF5 needs to close a file
 
 
-def write(cache: Path, target: Path, *, level: int = 3) -> Path:
+def write(cache: Path, target: Path, *, level: int = 1) -> Path:
     """Pack all finished files of a cache into a folder: bytes shuffled, then Zstandard of level 1 to 19.
 
     Packed files that are there already and hold the same are kept, so an interrupted export goes on, and a
@@ -232,9 +232,12 @@ def _unpack(packed: Path, part: Path) -> None:
         found = {name: _plain(file, name, packed) for name in (SKELETON, *schema.PAYLOADS)}
         stored = {name: dataset for name, dataset in found.items() if dataset is not None}
         size = int(facts["bytes"])
-        if shutil.disk_usage(part.parent).free < size:
-            raise ItmfeatError(f"{part} needs {size / 1e9:.2f} GB, and its disk has fewer free; make room")
-        for name, spans in _spans(stored, size, packed).items():
+        places = _spans(stored, size, packed)
+        if (free := shutil.disk_usage(part.parent).free) < size:
+            raise ItmfeatError(
+                f"{part} needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its disk; make room"
+            )
+        for name, spans in places.items():
             for first, rows, position in _blocks(stored[name], spans):
                 _put(target.fileno(), stored[name][first : first + rows].tobytes(), position, part)
 

@@ -77,11 +77,12 @@ def read(
         raise unknown("dtype", dtype, list(DTYPES))
     file_name(backbone)
     shards = _shards(source)
-    pairs = _read_tables(shards, note)
+    pairs = _read_tables(shards)
     if pairs.splits[0] >= 0 and {val_fraction, test_fraction, split_seed} != {None}:
         raise UsageError(f"{source} says the split of each row: leave out the fractions and the seed")
     if pairs.splits[0] < 0:
         pairs.splits = _drawn(len(pairs.images), val_fraction, test_fraction, split_seed, note)
+    note(f"{source}: {len(pairs.images)} images, {len(pairs.captions)} captions, {pairs.empty} of them empty")
     image = np.array(pairs.image, np.int64)
     first = np.array(pairs.first, np.int64)
     _check_vectors(shards, first[image])
@@ -134,7 +135,7 @@ def _numbered(folder: Path, stem: str, ending: str) -> dict[int, Path]:
     return found
 
 
-def _read_tables(shards: list[_Shard], note: Note) -> Pairs:
+def _read_tables(shards: list[_Shard]) -> Pairs:
     """All rows of all tables; only the columns that are needed are read."""
     pairs, names = Pairs(), columns(shards[0].table)
     identity = next(name for name in IDENTITY if name in names)
@@ -153,9 +154,6 @@ def _read_tables(shards: list[_Shard], note: Note) -> Pairs:
                     f"{shard.table} has {rows} rows and {shard.files[kind]} {len(vectors)}; "
                     "take both from one run"
                 )
-    note(f"{len(shards)} shards: {len(pairs.images)} images by {identity}, {len(pairs.captions)} captions")
-    if pairs.empty:
-        note(f"{pairs.empty} rows have no caption; it is kept as an empty one")
     return pairs
 
 
