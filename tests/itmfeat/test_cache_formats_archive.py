@@ -270,6 +270,7 @@ ZSTD = {"shuffle": True, **hdf5plugin.Zstd(3)}
         (with_dataset(chunks=(8, 5), data=None, **ZSTD), "is damaged"),  # no chunk was ever written
         (with_dataset(dtype="f8", chunks=(8, 5), **ZSTD), "is damaged"),
         (with_dataset(dtype=h5py.string_dtype(), data=None, chunks=(8, 5), **ZSTD), "is damaged"),
+        (with_dataset(shape=(3, 0), data=None, maxshape=(None, None), chunks=(8, 5), **ZSTD), "is damaged"),
         (linked(h5py.SoftLink("/boxes")), "features is no plain dataset"),
         (linked(h5py.ExternalLink("elsewhere.h5", "/x")), "features is no plain dataset"),
         (as_group, "features is no plain dataset"),
@@ -286,6 +287,7 @@ ZSTD = {"shuffle": True, **hdf5plugin.Zstd(3)}
         (attribute("bytes", 2**60), "is damaged"),
         (attribute("bytes", -1), "is damaged"),
         (attribute("bytes", "many"), "is damaged"),
+        (attribute("bytes", np.inf), "is damaged"),
         (attribute("archive", 2), "has layout 2, this version reads 1"),
         (attribute("archive", [1, 2]), "is damaged"),
     ],

@@ -87,7 +87,7 @@ def test_rows_of_one_image_are_its_captions(folder: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(vectors(cache, "text"), np.stack([vector(name, 5) for name in captions]))
     assert vectors(cache, "image").dtype == vectors(cache, "text").dtype == np.float16
     assert verify(cache) == []
-    assert said == [f"{folder}: 3 images, 5 captions, 0 of them empty"]
+    assert said == [f"{folder}: 3 images, 5 captions"]
     file = open_cache(cache).open("image", "clip")
     assert file.fingerprint["format"] == "clip-retrieval"
 
@@ -114,12 +114,8 @@ def test_without_texts_there_are_only_images(folder: Path, tmp_path: Path) -> No
 def test_ids_come_before_paths_and_may_be_numbers(tmp_path: Path) -> None:
     columns = rows_of({"0": ["a.jpg", "a.jpg"]})["0"]
     made = tmp_path / "one"
-    plant(
-        made,
-        "0",
-        columns
-        | {"split": ["val", "val"], "image_id": [7, 8], "caption_id": [30, 20], "caption": ["a.jpg", ""]},
-    )
+    columns |= {"split": ["val", "val"], "image_id": [7, 8]}
+    plant(made, "0", columns | {"caption_id": [30, 20], "caption": ["a.jpg", ""]})
     said: list[str] = []
     index = read_index(clip_retrieval.read(made, tmp_path / "cache", note=said.append) / "dataset.h5")
     assert index.image_id.tolist() == ["7", "8"]
@@ -129,6 +125,11 @@ def test_ids_come_before_paths_and_may_be_numbers(tmp_path: Path) -> None:
     plant(made, "0", columns | {"caption_id": [30, 30]})
     index = read_index(clip_retrieval.read(made, tmp_path / "again") / "dataset.h5")
     assert index.caption_id.tolist() == [0, 1]
+    for wrong in ([[30], [20]], ["30#0", "20#1"], [None, 20]):  # lists, texts, gaps: running numbers
+        plant(made, "0", columns | {"caption_id": wrong})
+        shutil.rmtree(tmp_path / "again")
+        index = read_index(clip_retrieval.read(made, tmp_path / "again") / "dataset.h5")
+        assert index.caption_id.tolist() == [0, 1]
 
 
 def many(folder: Path, images: int = 20) -> Path:
@@ -145,6 +146,8 @@ def test_splits_are_drawn_as_the_extractor_draws_them(tmp_path: Path) -> None:
     assert any("drawn with seed 0: 16 images train, 2 val, 2 test" in text for text in said)
     made = clip_retrieval.read(source, tmp_path / "b", val_fraction=0.0, test_fraction=1.0)
     assert read_index(made / "dataset.h5").split_sizes()["test"] == (20, 20)
+    made = clip_retrieval.read(many(tmp_path / "odd", 3), tmp_path / "d", val_fraction=0.5, test_fraction=0.5)
+    assert read_index(made / "dataset.h5").split_sizes()["train"] == (0, 0)
     made = clip_retrieval.read(source, tmp_path / "c", split_seed=1)
     assert read_index(made / "dataset.h5").image_split.tolist() != index.image_split.tolist()
 
@@ -227,6 +230,7 @@ def test_rounding_of_half_precision_is_no_other_vector(folder: Path, tmp_path: P
         ({"split": ["test", None, "test"]}, "row 1 has the split None; it must be one of train, val, test"),
         ({"split": ["TEST", "a", "test"]}, "row 0 has the split 'TEST'"),
         ({"caption": [["a"], ["b"], ["c"]]}, r"metadata_2\.parquet is damaged or no Parquet table of texts"),
+        ({"split": [["test"]] * 3}, "is damaged or no Parquet table of texts"),
         ({"caption": [b"\xff"] * 3}, "is damaged or no Parquet table of texts"),
     ],
 )

@@ -35,7 +35,6 @@ BLOCK = 8 * CHUNK  # bytes that are read and written at once
 SHUFFLE, ZSTD = 2, 32015  # filters of HDF5, by their registered numbers
 LEVELS = range(1, 20)
 SKELETON = "skeleton"
-_MARGIN = 4 << 20  # bytes that HDF5 needs to close a file
 
 
 def write(cache: Path, target: Path, *, level: int = 1) -> Path:
@@ -131,7 +130,7 @@ def _opened(packed: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(packed, "r", locking=False) as file:
             yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, ArithmeticError) as error:
         raise _damaged(packed) from error
 
 
@@ -201,7 +200,7 @@ def _blocks(dataset: h5py.Dataset, spans: Iterable[tuple[int, int]]) -> Iterator
 
 
 def _check_room(part: Path) -> None:
-    """HDF5 cannot be trusted on a full disk (it may crash), so the room for a block is there before it."""
+    """HDF5 may crash on a full disk, so there must be room for a block and to close the file before it."""
     if shutil.disk_usage(part.parent).free < 2 * BLOCK:
         raise ItmfeatError(
             f"the disk of {part} is full; make room and repeat the command, it goes on from here"
@@ -260,10 +259,8 @@ def _plain(file: h5py.File, name: str, packed: Path) -> h5py.Dataset | None:
             f"{packed}: {name} is not stored in chunks with shuffle and Zstandard, and is not read"
         )
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    if (
-        str(dataset.dtype) not in ({*schema.DTYPES} if name != SKELETON else {"uint8"})
-        or not 0 < size <= CHUNK
-    ):
+    types = {"uint8"} if name == SKELETON else {*schema.DTYPES}
+    if str(dataset.dtype) not in types or not dataset.size or not 0 < size <= CHUNK:
         raise _damaged(packed)
     with packed.open("rb") as raw:
         for corner in product(*map(range, repeat(0), dataset.shape, dataset.chunks)):
@@ -320,7 +317,7 @@ def _check(part: Path, packed: Path, kind: str, index: DatasetIndex) -> None:
     try:
         file = FeatureFile(part)
         broken = bool(file.verify())
-    except (DataError, ValueError, IndexError, TypeError) as error:
+    except (DataError, ValueError, IndexError, TypeError, ArithmeticError) as error:
         raise _damaged(packed) from error
     if broken:
         raise _damaged(packed)

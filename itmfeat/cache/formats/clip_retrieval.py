@@ -6,7 +6,7 @@ Shard S is three files; row i of each is the same pair:
 - `text_emb/text_emb_S.npy`: floats (rows, D), in all shards or in none;
 - `metadata/metadata_S.parquet`: a table with `image_path`, `caption` and what else is known of the pair.
 
-S counts from 0, in some folders with zeros in front.
+S counts from 0, in some folders with zeros in front. Rows count from 0 in messages too.
 """
 
 import json
@@ -82,7 +82,8 @@ def read(
         raise UsageError(f"{source} says the split of each row: leave out the fractions and the seed")
     if pairs.splits[0] < 0:
         pairs.splits = _drawn(len(pairs.images), val_fraction, test_fraction, split_seed, note)
-    note(f"{source}: {len(pairs.images)} images, {len(pairs.captions)} captions, {pairs.empty} of them empty")
+    empty = f", {pairs.empty} of them empty" if pairs.empty else ""
+    note(f"{source}: {len(pairs.images)} images, {len(pairs.captions)} captions{empty}")
     image = np.array(pairs.image, np.int64)
     first = np.array(pairs.first, np.int64)
     _check_vectors(shards, first[image])
@@ -169,6 +170,8 @@ def _drawn(images: int, val: float | None, test: float | None, seed: int | None,
     if not 0 <= seed < 2**32:
         raise UsageError(f"--split-seed must lie between 0 and {2**32 - 1}, not {seed}")
     sizes = [max(1, round(part * images)) if part else 0 for part in asked.values()]
+    if sum(asked.values()) == 1:
+        sizes[1] = images - sizes[0]  # rounding leaves no image to train
     train = images - sum(sizes)
     if train < (sum(asked.values()) < 1):
         raise DataError(f"{images} images are too few to split: give --val-fraction 0 or --test-fraction 0")
@@ -191,17 +194,18 @@ def _check_vectors(shards: list[_Shard], first: Ints) -> None:
             for kind, vectors in shard.vectors.items():
                 block = vectors[start : start + BLOCK].astype(np.float64)
                 broken = np.flatnonzero(~np.isfinite(block).all(axis=1))
-                _none(broken, shard.files[kind], start, "holds values that are no numbers")
+                _refuse(broken, shard.files[kind], start, "holds values that are no numbers")
             block = shard.vectors["image"][start : start + BLOCK].astype(np.float64)
             rows = shard.start + start + np.arange(len(block))
             again = np.flatnonzero(first[rows] != rows)
             earlier = _gathered(shards, "image", first[rows[again]]).astype(np.float64)
             apart = np.linalg.norm(block[again] - earlier, axis=1) > LIKE * np.linalg.norm(earlier, axis=1)
             what = "differs from the first row of the same image"
-            _none(again[apart], shard.files["image"], start, what)
+            _refuse(again[apart], shard.files["image"], start, what)
 
 
-def _none(wrong: Ints, file: Path, start: int, what: str) -> None:
+def _refuse(wrong: Ints, file: Path, start: int, what: str) -> None:
+    """A DataError that names the first of the wrong rows of a block, if there is one."""
     if len(wrong):
         raise DataError(f"{file}: row {start + int(wrong[0])} {what}; compute the embeddings again")
 
@@ -300,9 +304,7 @@ def write(
             for stem, file in files.items():
                 items = found.index.caption_image[rows] if stem == "img_emb" else rows
                 _write_array(part / stem / f"{stem}_{name}.npy", file, items)
-            path = part / "metadata" / f"metadata_{name}.parquet"
-            path.parent.mkdir(exist_ok=True)
-            write_table(path, found.index, rows)
+            write_table(part / "metadata" / f"metadata_{name}.parquet", found.index, rows)
     return target
 
 

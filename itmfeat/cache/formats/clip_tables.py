@@ -1,5 +1,6 @@
 """The tables of clip-retrieval: Parquet files with a row for each pair of an image and a caption."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ IDENTITY = ("image_id", "image_path", "key", "url")
 """Columns that tell which image a row is of; the first that is there counts."""
 
 NAMES = {split: split for split in SPLITS} | {
-    **{"restval": "train", "dev": "val", "valid": "val", "validation": "val"},
+    "restval": "train",
+    "dev": "val",
+    "valid": "val",
+    "validation": "val",
 }
 """What a split is called in a table -> in a cache."""
 
@@ -85,7 +89,7 @@ def columns(table: Path) -> tuple[str, ...]:
             f"{table} has the columns {', '.join(sorted(types))}, and an import needs caption and one of "
             f"{', '.join(IDENTITY)}; compute the embeddings of images and texts together"
         )
-    if "int" in types.get("caption_id", ""):
+    if re.fullmatch(r"u?int[0-9]+", types.get("caption_id", "")):
         found.append("caption_id")
     return tuple(found)
 
