@@ -88,9 +88,10 @@ def set_attributes(file: h5py.File, attributes: Mapping[str, str | int]) -> None
 
 def attributes(file: h5py.File) -> dict[str, str | int]:
     """All attributes of the file, as text and integers."""
-    return {
-        name: value.decode() if isinstance(value, bytes) else int(value) for name, value in file.attrs.items()
-    }
+    # Read first, converted after: the iterator of h5py holds a lock on all of HDF5, and an error in the
+    # middle would keep it, so that another thread waits for ever.
+    found = dict(file.attrs.items())
+    return {name: value.decode() if isinstance(value, bytes) else int(value) for name, value in found.items()}
 
 
 @contextmanager
