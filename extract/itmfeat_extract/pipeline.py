@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
-from itmfeat.cache.journal import clear_finished
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.corpus import Corpus
@@ -77,7 +76,7 @@ def extract_images(
         range_items=IMAGE_RANGE,
         **_provenance(backbone.fingerprint(), settings),
     )
-    if _finished(path, spec):
+    if holds(path, spec):
         progress(backbone.name, count, count)
         return path
 
@@ -124,7 +123,7 @@ def extract_texts(
         range_items=TEXT_RANGE,
         **_provenance(fingerprint, settings),
     )
-    if _finished(path, spec):
+    if holds(path, spec):
         progress(backbone.name, count, count)
         return path
     with FeatureWriter(path, spec) as writer:
@@ -222,14 +221,6 @@ class _Writes:
         self._pool.shutdown(wait=True)
         if kind is None:
             self._wait()
-
-
-def _finished(path: Path, spec: FeatureSpec) -> bool:
-    """Whether the features are there already; then also without the journal of a writer that was killed."""
-    found = holds(path, spec)
-    if found:
-        clear_finished(path)
-    return found
 
 
 def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from itmfeat.cache import pca, schema
 from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.index import DatasetIndex
 from itmfeat.cache.reader import FeatureFile
-from itmfeat.cache.rewrite import Payloads, check_undamaged, spec_of, stored, write
+from itmfeat.cache.rewrite import Payloads, spec_of, stored, write
 from itmfeat.errors import DataError, UsageError, unknown
 
 DTYPES = ["int8", "float16"]
@@ -71,7 +71,7 @@ def quantize_cache(
         for kind, source in _sources(found, {"image": image_backbone, "text": text_backbone})
     ]
     for plan in plans:
-        check_undamaged(plan.file)
+        plan.file.check()
     return [_make(plan, found.index, progress, note) for plan in plans]
 
 

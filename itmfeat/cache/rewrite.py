@@ -16,11 +16,6 @@ Ints = NDArray[np.int64]
 Payloads = dict[str, NDArray[Any]]
 
 
-def check_undamaged(file: FeatureFile) -> None:
-    """A DataError if a value is not as it was written: in a new file it would get a right checksum."""
-    file.check(np.arange(len(file)), list(file.extents))
-
-
 def spec_of(file: FeatureFile, **changes: Any) -> FeatureSpec:
     """The spec that a file was made with, but for the changes."""
     spec = FeatureSpec(

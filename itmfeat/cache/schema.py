@@ -97,7 +97,9 @@ def set_attributes(file: h5py.File, attributes: Mapping[str, str | int]) -> None
 def attributes(file: h5py.File) -> dict[str, str | int]:
     """All attributes of the file, as text and integers; a TypeError for what we do not write."""
     found: dict[str, str | int] = {}
-    for name, value in file.attrs.items():
+    # Read first, converted after: the iterator of h5py holds a lock on all of HDF5, and an error in the
+    # middle would keep it, so that another thread waits for ever.
+    for name, value in dict(file.attrs.items()).items():
         if not isinstance(value, bytes | np.integer):
             raise TypeError(f"{name} is neither text nor an integer")
         found[name] = value.decode() if isinstance(value, bytes) else int(value)

@@ -13,7 +13,7 @@ from itmfeat.cache import schema
 from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.index import SPLITS, DatasetIndex, write_index
 from itmfeat.cache.reader import FeatureFile
-from itmfeat.cache.rewrite import Ints, Payloads, check_undamaged, spec_of, stored, write
+from itmfeat.cache.rewrite import Ints, Payloads, spec_of, stored, write
 from itmfeat.errors import DataError, UsageError, unknown
 
 Note = Callable[[str], None]
@@ -164,7 +164,7 @@ def _open(parts: list[_Part], kind: str, name: str) -> list[FeatureFile]:
                 raise DataError(
                     f"{file.path} and {files[0].path} differ in {key}; extract both in the same way"
                 )
-        check_undamaged(file)
+        file.check()
     return files
 
 
