@@ -291,6 +291,7 @@ def flips(options: argparse.Namespace, cache: Path) -> None:
     )
     for name, count in sorted(trained.items()):
         print(f"  train with a flip in {name}: {count}")
+    assert not any("OTHER" in name for name in trained), "a damaged byte reached the results"
 
 
 def train(cache: Path, runs: Path, memory: int) -> str | tuple[bytes, bytes]:
