@@ -30,8 +30,9 @@ from itmfeat.cache import FeatureFile, Gather, Resident
 from itmfeat.errors import DataError
 from itmfeat.features import Features
 from itmfeat.loader import Batch
+from itmfeat.machine import free_memory
 from itmfeat.members import member_of
-from itmfeat.residency import SHARE, Note, free_memory
+from itmfeat.residency import SHARE, Note
 from itmfeat.training import Trainer, choose_device, keep_freed_memory
 
 HEADS = {"pooled": "default", "regions": "max-linear"}

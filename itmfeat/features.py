@@ -76,7 +76,9 @@ def _source(file: FeatureFile, rows: Ints, pooled: bool, place: str, device: tor
     where = device if place == "gpu" else torch.device("cpu")
     if pooled:
         return Means(file, rows, where)
-    return Gather(file) if place == "disk" else Resident(file, rows, where)
+    if place in ("pages", "disk"):
+        return Gather(file, mapped=place == "pages")
+    return Resident(file, rows, where)
 
 
 def open_features(

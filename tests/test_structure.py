@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
     {"parameters"},
-    {"locks"},
+    {"locks", "machine"},
     {"cache"},
     {"pairs"},
     {"noise"},

@@ -1,12 +1,17 @@
 """Fetching shuffled items of a feature file: from the disk, or from a copy in memory.
 
-A file is mapped read-only, so that a gather runs at the speed of memory once its pages are cached, and the
-file may be many times larger than the memory of the process: a writable mapping, even a private one that is
-never written to, is refused by the kernel where it is larger than all memory.
+A file that fits into free memory is mapped (read-only: the kernel refuses a writable mapping, even a private
+one, that is larger than all memory). Once its pages are cached a gather runs at the speed of memory. Of a
+larger file items are read one by one: a page that is missing in a mapping lets the kernel read megabytes
+around it, and those push out what was read ahead.
 """
 
+import math
+import mmap
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itmfeat.cache.reader import FeatureFile
+from itmfeat.cache.schema import Extent
 from itmfeat.cache.writer import TORCH_DTYPES
 from itmfeat.errors import DataError
+from itmfeat.machine import free_memory
 
+_POPULATE = 22  # MADV_POPULATE_READ of Linux
 _LOAD_BYTES = 1 << 26  # of a step while a file is copied into memory
 
 
@@ -54,6 +62,12 @@ class _Spans:
         begins[1:] = first[1:] != last[:-1]
         return _Spans(first[begins], last[np.roll(begins, -1)])
 
+    def places(self, extent: Extent) -> Iterator[tuple[int, int]]:
+        """Position and size in bytes of each span."""
+        starts = extent.offset + self.first * extent.row_bytes
+        sizes = (self.last - self.first) * extent.row_bytes
+        return zip(starts.tolist(), sizes.tolist(), strict=True)
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -84,76 +98,91 @@ class _Table:
             scales = scales.index_select(0, rows).view(inside.shape)
         return Ragged(vectors, lengths, scales)
 
+    def whole(self) -> Ragged:
+        """All items in order; without a copy where none needs padding."""
+        if not self.uniform:
+            return self(torch.arange(len(self.lengths)))
+        shape = (len(self.lengths), self.uniform)
+        scales = None if self.scales is None else self.scales.view(shape)
+        return Ragged(self.vectors.view(*shape, self.vectors.shape[1]), self.lengths, scales)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """A whole file as a table over its mapped bytes."""
+
+    pages: mmap.mmap
+    table: _Table
+    touched: NDArray[np.bool_]  # (R,) ranges whose pages were brought in
+
+    @staticmethod
+    def of(file: FeatureFile) -> "_Mapping | None":
+        """The mapping of a file; None where a limit on the address space (ulimit -v) forbids it."""
+        try:
+            pages = mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ)
+        except OSError:
+            return None
+        pages.madvise(mmap.MADV_RANDOM)  # what to read in advance, `Gather.ahead` says
+        tables = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # read-only arrays: a table is never written to
+            for name in _names(file):
+                extent = file.extents[name]
+                count = math.prod(extent.shape)
+                values = np.frombuffer(pages, extent.dtype, count, extent.offset if count else 0)
+                tables[name] = torch.from_numpy(values.reshape(extent.shape))
+        starts, lengths = torch.from_numpy(file.offsets[:-1]), torch.from_numpy(np.diff(file.offsets))
+        table = _Table(tables["features"], tables.get("scales"), starts, lengths, file.uniform)
+        return _Mapping(pages, table, np.zeros(file.ranges, bool))
+
+    def touch(self, file: FeatureFile, rows: NDArray[np.int64]) -> None:
+        """Bring in all pages of the ranges of items at the first time: one by one takes longer."""
+        if self.touched.all():
+            return
+        step, extent = file.range_items, file.extents["features"]
+        ranges = np.unique(rows // step)
+        for index in ranges[~self.touched[ranges]].tolist():
+            first, last = file.offsets[[index * step, min((index + 1) * step, len(file))]].tolist()
+            start = extent.row(first) // mmap.PAGESIZE * mmap.PAGESIZE
+            with suppress(OSError):  # a kernel before 5.14
+                self.pages.madvise(_POPULATE, start, extent.row(last) - start)
+        self.touched[ranges] = True
+
 
 class Gather:
     """Fetches items of a feature file from the disk or the page cache; nothing stays in memory.
 
     Ranges are compared with their checksums when one of their items is fetched for the first time
     (`FeatureFile.check`). `ahead` asks the kernel to read items that will be fetched soon, many at once.
+    `mapped` None decides by the size of the file and what memory is free.
     """
 
-    def __init__(self, file: FeatureFile, *, checked: bool = True) -> None:
+    def __init__(self, file: FeatureFile, *, checked: bool = True, mapped: bool | None = None) -> None:
         self.file, self._checked = file, checked
-        self._names = [name for name in ("features", "scales") if name in file.extents]
-        self._mapped = _mapped(file)
+        if mapped is None:
+            mapped = file.extents["features"].nbytes < free_memory()
+        self._mapping = _Mapping.of(file) if mapped else None
 
     def __call__(self, items: Tensor) -> Ragged:
         """Vectors of the items (B,), repeats allowed."""
-        rows = items.numpy()
-        if self._mapped is None:
+        rows, extent = items.numpy(), self.file.extents["features"]
+        if os.fstat(self.file.descriptor).st_size < extent.offset + extent.nbytes:
+            raise DataError(f"{self.file.path} became shorter while it was read; copy it again")
+        if self._checked:
+            self.file.check(rows, _names(self.file))
+        if self._mapping is None:
             lengths = torch.from_numpy(self.file.lengths(rows))
-            table = _Table(*self.stored(rows), lengths.cumsum(0) - lengths, lengths, self.file.uniform)
-            return table(torch.arange(len(rows)))
-        self._check(rows)
-        return self._mapped(items)
-
-    def stored(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Vectors (V, D) of items, one after another, and their scales (V,) in a file of int8."""
-        self._check(rows)
-        spans = _Spans.of(self.file, rows)
-        found = {name: self._read(name, spans) for name in self._names}
-        return found["features"], found.get("scales")
+            starts = lengths.cumsum(0) - lengths
+            return _Table(*_read(self.file, rows), starts, lengths, self.file.uniform).whole()
+        self._mapping.touch(self.file, rows)
+        return self._mapping.table(items)
 
     def ahead(self, items: Tensor) -> None:
         """These items (B,) will be fetched soon: let the kernel start to read them, all at once."""
         spans = _Spans.of(self.file, items.numpy())
-        for name in self._names:
-            starts, sizes = self._bytes(name, spans)
-            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+        for name in _names(self.file):
+            for start, size in spans.places(self.file.extents[name]):
                 _advise(self.file.descriptor, start, size)
-
-    def _check(self, rows: NDArray[np.int64]) -> None:
-        extent = self.file.extents["features"]
-        if os.fstat(self.file.descriptor).st_size < extent.offset + extent.nbytes:
-            raise DataError(f"{self.file.path} became shorter while it was read; copy it again")
-        if self._checked:
-            self.file.check(rows, self._names)
-
-    def _bytes(self, name: str, spans: _Spans) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Position and size in bytes of each span."""
-        extent = self.file.extents[name]
-        width = extent.row_bytes
-        return extent.offset + spans.first * width, (spans.last - spans.first) * width
-
-    def _read(self, name: str, spans: _Spans) -> Tensor:
-        """All values of the spans, one after another: (V, D), or (V,) for scales."""
-        extent = self.file.extents[name]
-        starts, sizes = self._bytes(name, spans)
-        shape = (int((spans.last - spans.first).sum()), *extent.shape[1:])
-        values = torch.empty(shape, dtype=TORCH_DTYPES[str(extent.dtype)])
-        raw = memoryview(values.view(-1).view(torch.uint8).numpy().data)
-        place = 0
-        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-            self._fill(raw[place : place + size], start)
-            place += size
-        return values
-
-    def _fill(self, target: memoryview, position: int) -> None:
-        while target:
-            count = os.preadv(self.file.descriptor, [target], position)
-            if not count:
-                raise DataError(f"{self.file.path} became shorter while it was read; copy it again")
-            target, position = target[count:], position + count
 
 
 class Resident:
@@ -173,30 +202,43 @@ class Resident:
         """Nothing: they are here."""
 
 
-def _mapped(file: FeatureFile) -> _Table | None:
-    """The whole file as a table over its mapped bytes; None where there is no room for the addresses."""
-    try:
-        arrays = {name: file.array(name) for name in ("features", "scales") if name in file.extents}
-    except OSError:  # a limit on the address space (ulimit -v): then items are read one by one
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # read-only arrays: a table is never written to
-        tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    starts = torch.from_numpy(file.offsets[:-1])
-    lengths = torch.from_numpy(np.diff(file.offsets))
-    return _Table(tables["features"], tables.get("scales"), starts, lengths, file.uniform)
+def _names(file: FeatureFile) -> list[str]:
+    """The payloads that make up its vectors."""
+    return [name for name in ("features", "scales") if name in file.extents]
+
+
+def _read(file: FeatureFile, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+    """Vectors (V, D) of items, one after another, and their scales (V,) in a file of int8."""
+    spans, found = _Spans.of(file, rows), {}
+    for name in _names(file):
+        extent = file.extents[name]
+        shape = (int((spans.last - spans.first).sum()), *extent.shape[1:])
+        found[name] = torch.empty(shape, dtype=TORCH_DTYPES[str(extent.dtype)])
+        target = memoryview(found[name].view(-1).view(torch.uint8).numpy().data)
+        for start, size in spans.places(extent):
+            _fill(target[:size], file, start)
+            target = target[size:]
+    return found["features"], found.get("scales")
+
+
+def _fill(target: memoryview, file: FeatureFile, position: int) -> None:
+    """Read bytes at a position of the file."""
+    while target:
+        count = os.preadv(file.descriptor, [target], position)
+        if not count:
+            raise DataError(f"{file.path} became shorter while it was read; copy it again")
+        target, position = target[count:], position + count
 
 
 def _loaded(file: FeatureFile, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Vectors (V, D) and scales (V,) of the rows, one after another, on the device."""
-    gather = Gather(file)
-    ends = np.cumsum(file.lengths(rows))
-    extent, count = file.extents["features"], int(ends[-1]) if len(ends) else 0
+    extent, count = file.extents["features"], int(file.lengths(rows).sum())
     vectors = torch.empty((count, file.dim), dtype=TORCH_DTYPES[str(extent.dtype)], device=device)
     scales = torch.empty(count, device=device) if "scales" in file.extents else None
     first = 0
     for part in np.array_split(rows, max(1, count * extent.row_bytes // _LOAD_BYTES)):
-        values, factors = gather.stored(part)
+        file.check(part, _names(file))
+        values, factors = _read(file, part)
         last = first + len(values)
         vectors[first:last] = values
         if scales is not None and factors is not None:

@@ -1,13 +1,10 @@
 """Opening a feature file, and comparing its bytes with their checksums."""
 
 import json
-import math
-import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +54,16 @@ class FeatureFile:
         return len(self.offsets) - 1
 
     @property
+    def ranges(self) -> int:
+        """R, the number of ranges of items that are checked together."""
+        return len(self._table)
+
+    @property
+    def range_items(self) -> int:
+        """Items of a range."""
+        return int(self.attributes["range_items"])
+
+    @property
     def dim(self) -> int:
         """D, the length of a vector."""
         return self.extents["features"].shape[1]
@@ -77,19 +84,11 @@ class FeatureFile:
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def array(self, name: str = "features") -> NDArray[Any]:
-        """A payload as a read-only array over the mapped file; `check` first what you take of it.
-
-        An OSError where the file cannot be mapped (a limit on the address space).
-        """
+        """A payload as a read-only array over the mapped file; `check` first what you take of it."""
         extent = self.extents[name]
         if not extent.nbytes:
             return np.empty(extent.shape, extent.dtype)
-        count = math.prod(extent.shape)
-        return np.frombuffer(self._mapped, extent.dtype, count, extent.offset).reshape(extent.shape)
-
-    @cached_property
-    def _mapped(self) -> mmap.mmap:
-        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
+        return np.memmap(self.path, extent.dtype, "r", offset=extent.offset, shape=extent.shape)
 
     def check(self, rows: NDArray[np.int64] | None = None, names: Sequence[str] | None = None) -> None:
         """Compare the ranges of items (all) with their checksums in payloads (all), each range once.
@@ -101,13 +100,9 @@ class FeatureFile:
         right: NDArray[np.bool_] = np.all(self._right[:, columns], axis=1)  # (R,)
         if right.all():
             return
-        ranges = np.arange(len(right)) if rows is None else rows // int(self.attributes["range_items"])
+        ranges = np.arange(len(right)) if rows is None else rows // self.range_items
         fresh = ranges[~right[ranges]]
-        try:  # through the mapping, so that its pages are at hand when they are gathered next
-            mapped = memoryview(self._mapped)
-        except OSError:
-            mapped = None
-        for items in self._damaged(np.unique(fresh), columns, mapped):
+        for items in self._damaged(np.unique(fresh), columns):
             raise DataError(damage(self.path, items))
         self._right[fresh[:, None], columns] = True
 
@@ -119,24 +114,18 @@ class FeatureFile:
         self,
         ranges: NDArray[np.int64],
         columns: list[int],
-        mapped: memoryview | None = None,
         workers: int = 2,
     ) -> Iterator[range]:
         """The items of those ranges that do not fit their checksums in the given payloads."""
-        step = int(self.attributes["range_items"])
+        step = self.range_items
         names = [list(self.extents)[column] for column in columns]
-
-        def checksum(start: int, stop: int) -> bytes:
-            if mapped is None:
-                return seal.checksum_at(self.descriptor, start, stop)
-            return seal.checksum(mapped[start:stop])
 
         def matches(index: int) -> bool:
             first, last = index * step, min((index + 1) * step, len(self))
             vectors = int(self.offsets[first]), int(self.offsets[last])
             places = seal.payload_slices(self.extents, first, last, vectors)
             return all(
-                checksum(*places[name]) == self._table[index, column].tobytes()
+                seal.checksum_at(self.descriptor, *places[name]) == self._table[index, column].tobytes()
                 for name, column in zip(names, columns, strict=True)
             )
 

@@ -9,7 +9,8 @@ import torch
 
 from itmfeat import residency
 from itmfeat.errors import ItmfeatError, UsageError
-from itmfeat.residency import Need, choose, free_memory
+from itmfeat.machine import free_memory
+from itmfeat.residency import Need, choose
 
 CPU = torch.device("cpu")
 
@@ -25,14 +26,19 @@ def placed(
 
 def test_auto_takes_memory_as_far_as_half_of_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert placed(monkeypatch, 10 << 30)[0] == {"image": "ram", "text": "ram"}
-    assert placed(monkeypatch, 6 << 30)[0] == {"image": "disk", "text": "ram"}
+    assert placed(monkeypatch, 6 << 30)[0] == {"image": "pages", "text": "ram"}
+    assert placed(monkeypatch, 3 << 30)[0] == {"image": "disk", "text": "ram"}
     chosen, said = placed(monkeypatch, 1 << 30)
     assert chosen == {"image": "disk", "text": "disk"}
-    assert said[1] == "image features stay on the disk, read ahead: they take 3.22 GB, free are 1.07 GB ram"
+    assert said == [
+        "text features, 1.07 GB, stay on the disk (free: 1.07 GB ram)",
+        "image features, 3.22 GB, stay on the disk (free: 1.07 GB ram)",
+    ]
 
 
 def test_what_is_asked_for_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert placed(monkeypatch, 100 << 30, "disk")[0] == {"image": "disk", "text": "disk"}
+    assert placed(monkeypatch, 100 << 30, "disk")[0] == {"image": "pages", "text": "pages"}
+    assert placed(monkeypatch, 4 << 30, "disk")[0] == {"image": "disk", "text": "disk"}
     assert placed(monkeypatch, 5 << 30, "ram")[0] == {"image": "ram", "text": "ram"}
     with pytest.raises(ItmfeatError, match=r"image features take 3\.22 GB and 1\.07 GB are free in memory"):
         placed(monkeypatch, 2 << 30, "ram")
@@ -51,7 +57,7 @@ def test_means_are_never_read_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> 
 def test_limits_of_the_process_count() -> None:
     free = free_memory()
     assert 0 < free < 1 << 50
-    code = "from itmfeat.residency import free_memory; print(free_memory())"
+    code = "from itmfeat.machine import free_memory; print(free_memory())"
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
