@@ -42,10 +42,10 @@ class FeatureFile:
         weakref.finalize(self, os.close, self.descriptor)
 
     def _check(self, dataset: str | None) -> None:
-        if self.attributes.get("schema") != schema.SCHEMA:
+        if self.attributes.get("schema") not in (schema.SCHEMA, schema.LABELLED):
             raise DataError(
                 f"{self.path} has schema {self.attributes.get('schema')}, this version reads "
-                f"{schema.SCHEMA}; extract it again or use the version that wrote it"
+                f"{schema.SCHEMA} and {schema.LABELLED}; extract it again or use the version that wrote it"
             )
         if self.attributes.get("complete") != 1:
             raise DataError(f"{self.path} is not complete; repeat the extraction, it resumes")

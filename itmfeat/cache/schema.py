@@ -1,7 +1,7 @@
 """Names, dtypes and the HDF5 side of the format: one place that knows how a cache file is laid out.
 
 A *payload* is a dataset whose bytes are covered by the checksums of ranges of items: `features`,
-`scales`, `pooled`, `boxes`, `scores`. Everything else in the file is its *skeleton*, covered by `seal`.
+`scales`, `pooled`, `boxes`, `scores`, `labels`. All else in the file is its *skeleton*, covered by `seal`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from itmfeat.errors import DataError
 
-SCHEMA = 1
-"""Version of the format. It changes when a reader of the old one would misread a file."""
+SCHEMA, LABELLED = 1, 2
+"""Versions of the format, without and with `labels`: a reader of the first would misread the second."""
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
-PAYLOADS = ("features", "scales", "pooled", "boxes", "scores")
+PAYLOADS = ("features", "scales", "pooled", "boxes", "scores", "labels")
 CHECKSUM_BYTES = 16  # of the SHA-256 of each payload of each range
 SEAL_BYTES = 32  # SHA-256 of the skeleton
 PAGE = 4096  # payloads start on a page, so that they can be mapped, advised and read directly

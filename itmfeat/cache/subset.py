@@ -229,6 +229,7 @@ def _copy(path: Path, dataset: str, sources: list[tuple[FeatureFile, Ints]], mer
         dtype=str(attributes["dtype"]),
         pooled_dim=first.extents["pooled"].shape[1] if "pooled" in first.extents else 0,
         boxed="boxes" in first.extents,
+        labelled="labels" in first.extents,
         tokens=str(attributes["tokens"]),
         range_items=int(attributes["range_items"]),
         fingerprint=_fingerprint([file for file, _ in sources], merged),

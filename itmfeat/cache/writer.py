@@ -24,7 +24,7 @@ from itmfeat.cache import schema, seal
 from itmfeat.cache.journal import Journal
 from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
 
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8, "int32": torch.int32}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class FeatureSpec:
     dtype: str = "float16"
     pooled_dim: int = 0
     boxed: bool = False  # detector regions carry boxes and scores
+    labelled: bool = False  # and the number of a class
     tokens: str = "all"
     range_items: int = 128
     fingerprint: str = "{}"  # JSON: weights digest, preprocessing, licence, ...
@@ -60,12 +61,14 @@ class FeatureSpec:
             shapes["pooled"] = ((items, self.pooled_dim), np.float32)
         if self.boxed:
             shapes |= {"boxes": ((vectors, 4), np.float32), "scores": ((vectors,), np.float32)}
+        if self.labelled:
+            shapes["labels"] = ((vectors,), np.int32)
         return shapes
 
     def attributes(self) -> dict[str, str | int]:
         """What the file says of itself."""
         return {
-            "schema": schema.SCHEMA,
+            "schema": schema.LABELLED if self.labelled else schema.SCHEMA,
             "kind": self.kind,
             "backbone": self.backbone,
             "dataset": self.dataset,
@@ -191,7 +194,7 @@ class FeatureWriter:
         return range(first, min(first + self.spec.range_items, len(self.spec.lengths)))
 
     def write(self, index: int, **payloads: NDArray[Any]) -> None:
-        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, `scores` if any.
+        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, ... if any.
 
         Values are rounded to the dtype of the file; those of int8 may come with their `scales`, as they are
         stored. Any number of ranges may be written at once.

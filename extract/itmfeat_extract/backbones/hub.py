@@ -27,6 +27,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
@@ -42,7 +44,14 @@ class Checkpoint:
     @property
     def model_type(self) -> str:
         """The key of a family."""
-        return str(read_json(self.folder / "config.json").get("model_type"))
+        config = read_json(self.folder / "config.json")
+        if "model_type" not in config:
+            ours = "timm" if "architecture" in config else "open_clip" if "model_cfg" in config else "unknown"
+            raise DataError(
+                f"{self.name} is no checkpoint of transformers (its form: {ours}); take one whose "
+                "config.json names a model_type, as laion/CLIP-ViT-B-32-laion2B-s34B-b79K does"
+            )
+        return str(config["model_type"])
 
     def fingerprint(self) -> Fingerprint:
         """Which weights; reads them once more, as fast as the disk gives them."""
@@ -133,6 +142,9 @@ def load_model(
             model, report = getattr(transformers, architecture).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **options
             )
+        except ImportError as error:  # some detectors were saved with a backbone of timm
+            package = "timm" if "timm" in str(error) else str(error.name or "a package")
+            raise MissingPackageError(f"{folder.name} needs {package}: pip install {package}") from error
         except Exception as error:  # the libraries below raise some ten types for a damaged file
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DataError(f"{folder.name} cannot be loaded as {architecture}: {reason}") from error
@@ -143,6 +155,21 @@ def load_model(
             f"{folder.name} lacks weights of {architecture}: {len(missing)}, among them {example}"
         )
     return model.eval().requires_grad_(False), missing
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint."""
+    # Without this, transformers makes a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise DataError(f"{folder.name} has no tokenizer: one of {', '.join(VOCABULARIES)} is needed")
+    with quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # missing or damaged files, a package for an old format
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DataError(f"the tokenizer of {folder.name} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -201,7 +228,8 @@ def _snapshot(repository: str) -> Path:
             folder = folder if weight_files(folder) else fetch("pytorch_model*.bin")
         except GatedRepoError as error:
             raise DataError(
-                f"{repository} is gated: ask for access at {page}, then `hf auth login`"
+                f"{repository} is gated: ask for access at {page}, then `hf auth login`, or name a folder "
+                "that holds it as hf:FOLDER"
             ) from error
         except RepositoryNotFoundError as error:
             raise DataError(
