@@ -239,6 +239,38 @@ def test_text_families_equal_the_model_on_each_caption_alone(
     assert backbone.fingerprint()["pooled"] == pooled
 
 
+def test_siglip2_with_the_tokenizer_of_gemma_equals_the_model(tmp_path: Path) -> None:
+    """Lower case, a sign for blanks, an end and no beginning, padded to full length on the right, no mask."""
+    model = save("SiglipModel", siglip(), tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / file).unlink()
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *"adogct"]
+    tokenizer = transformers.GemmaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        merges=[],
+        padding_side="right",
+        add_bos_token=False,
+        add_eos_token=True,
+    )
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_text(f"hf:{tmp_path}", "cpu")
+    captions = ["A Dog", "cat", "a dog to a cat too"]
+    theirs = tokenizer(
+        [caption.lower() for caption in captions], padding="max_length", max_length=12, truncation=True
+    )["input_ids"]
+    found = backbone.tokenize(captions)
+    assert found.truncated == 1
+    assert found.ids[0] == [5, 4, 6, 7, 8, 1]
+    lengths = [len(each) for each in found.ids]
+    assert [[*each, *[0] * (12 - len(each))] for each in found.ids] == theirs
+    with torch.no_grad():
+        answer = model.text_model(input_ids=torch.tensor(theirs))
+    encoded = backbone.encode(torch.tensor(theirs), torch.tensor(lengths))
+    near(encoded.vectors, answer.last_hidden_state, "float32")
+    assert encoded.pooled is not None
+    near(encoded.pooled, answer.pooler_output, "float32")
+
+
 def test_long_captions_are_cut_and_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save("BertModel", transformers.BertConfig(**TEXT), tmp_path)
     backbone = load_text(f"hf:{tmp_path}", "cpu")

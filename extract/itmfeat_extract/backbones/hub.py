@@ -64,8 +64,8 @@ class Checkpoint:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source is a path: the hub knows only `NAME` and `OWNER/NAME`."""
-    return not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) or Path(source).is_dir()
+    """Whether a source is a path: the hub knows only `NAME` and `OWNER/NAME`, and `@REVISION` behind them."""
+    return not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?", source) or Path(source).is_dir()
 
 
 def label(source: str) -> str:
@@ -201,14 +201,21 @@ def _complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and bool(files) and all(f.is_file() for f in files)
 
 
-def _snapshot(repository: str) -> Path:
+def _snapshot(source: str) -> Path:
     """The hub's own cache if it has the model, else a download."""
+    repository, _, revision = source.partition("@")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     def fetch(*patterns: str, offline: bool = False) -> Path:
         folder = snapshot_download(
             repository,
+            revision=revision or None,
             allow_patterns=[*SMALL_FILES, *patterns],
             ignore_patterns=["*/*"],  # the same weights again for other frameworks
             local_files_only=offline,
@@ -216,6 +223,7 @@ def _snapshot(repository: str) -> Path:
         return Path(folder)
 
     page = f"https://huggingface.co/{repository}"
+    asked = f"{repository} --revision {revision}" if revision else repository
     with quiet():
         try:
             folder = fetch(offline=True)
@@ -231,6 +239,8 @@ def _snapshot(repository: str) -> Path:
                 f"{repository} is gated: ask for access at {page}, then `hf auth login`, or name a folder "
                 "that holds it as hf:FOLDER"
             ) from error
+        except RevisionNotFoundError as error:
+            raise DataError(f"{repository} has no revision {revision!r}: see {page}/tree/main") from error
         except RepositoryNotFoundError as error:
             raise DataError(
                 f"the hub has no model {repository!r}, or not for you: see {page}, or name a "
@@ -238,9 +248,8 @@ def _snapshot(repository: str) -> Path:
             ) from error
         except Exception as error:  # no name server, no route, a proxy, HF_HUB_OFFLINE, a full disk, ...
             raise DataError(
-                f"{repository} is not on this machine and the hub cannot be reached: run `hf download "
-                f"{repository}` where there is a network and set HF_HOME to that cache, or name a folder as "
-                "hf:FOLDER"
+                f"{source} is not on this machine and the hub cannot be reached: run `hf download {asked}` "
+                "where there is a network and set HF_HOME to that cache, or name a folder as hf:FOLDER"
             ) from error
     if not _complete(folder):
         raise DataError(f"{repository} holds no weights that transformers can read: see {page}")
