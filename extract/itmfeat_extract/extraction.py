@@ -87,8 +87,8 @@ def extract(
         images = image_backbone or IMAGE_DEFAULT
     if corpus.origin:
         note(corpus.origin)
-    image = None if images == NONE else backbones.load_image(images, device, view=view)
-    text = None if text_backbone == NONE else backbones.load_text(text_backbone, device, layers=chosen)
+    image = _load_image(images, device, view)
+    text = _load_text(text_backbone, device, chosen)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype)
     digest = write_corpus(corpus, folder)
@@ -99,6 +99,22 @@ def extract(
         path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
         _tell_of_cuts(extract_texts(corpus, digest, path, text, settings, progress), text.max_length, note)
     return folder
+
+
+def _load_image(name: str, device: str, view: backbones.View) -> backbones.ImageBackbone | None:
+    if name != NONE:
+        return backbones.load_image(name, device, view=view)
+    if view != backbones.DEFAULT_VIEW:
+        raise UsageError("no images are extracted here: leave out --image-size, --resize and --layers")
+    return None
+
+
+def _load_text(name: str, device: str, layers: backbones.Layers) -> backbones.TextBackbone | None:
+    if name != NONE:
+        return backbones.load_text(name, device, layers=layers)
+    if not layers.last:
+        raise UsageError("no text is extracted here: leave out --text-layers")
+    return None
 
 
 def _tell_of_cuts(path: Path, longest: int, note: Callable[[str], None]) -> None:

@@ -95,7 +95,7 @@ def extract_images(
         with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
             done = count - sum(len(writer.items(index)) for index in writer.pending)
             for index, pictures in ranges:
-                encoded = encode_pictures(backbone.encode, pictures)
+                encoded = encode_pictures(backbone, pictures)
                 writes.add(index, **policy.apply(encoded, backbone))
                 done += len(pictures)
                 progress(backbone.name, done, count)

@@ -13,7 +13,7 @@ from PIL import Image
 from itmfeat.cache import FeatureFile, open_cache, verify
 from itmfeat.cache.subset import subset
 from itmfeat.errors import MissingPackageError, UsageError
-from itmfeat_extract.backbones import Encoded, Layers, View, load_image
+from itmfeat_extract.backbones import Encoded, Layers, View, lanes, load_image
 from itmfeat_extract.backbones.detectors import WORDS as PROMPT
 from itmfeat_extract.backbones.lanes import encode_pictures
 from itmfeat_extract.extraction import extract
@@ -72,7 +72,7 @@ def hgnet() -> Any:
     )
 
 
-def grounding() -> Any:
+def grounding(config: str) -> Any:
     swin = transformers.SwinConfig(
         image_size=64,
         embed_dim=8,
@@ -90,7 +90,7 @@ def grounding() -> Any:
         max_position_embeddings=256,
     )
     options = {key: value for key, value in DETR.items() if key != "num_labels"}
-    return transformers.GroundingDinoConfig(backbone_config=swin, text_config=bert, **options)
+    return getattr(transformers, config)(backbone_config=swin, text_config=bert, **options)
 
 
 def detr(config: str, stages: list[str], **options: Any) -> Any:
@@ -120,7 +120,8 @@ DETECTORS = {
         "DFineForObjectDetection",
         lambda: transformers.DFineConfig(backbone_config=hgnet(), **RTDETR),
     ),
-    "grounding dino": ("GroundingDinoForObjectDetection", grounding),
+    "grounding dino": ("GroundingDinoForObjectDetection", lambda: grounding("GroundingDinoConfig")),
+    "mm grounding dino": ("MMGroundingDinoForObjectDetection", lambda: grounding("MMGroundingDinoConfig")),
 }
 
 
@@ -144,7 +145,7 @@ def test_detectors_equal_the_model(
     case: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = checkpoint(case, tmp_path)
-    words, owners = prompted(tmp_path) if case == "grounding dino" else ({}, [])
+    words, owners = prompted(tmp_path) if "grounding" in case else ({}, [])
     capfd.readouterr()
     backbone = load_image(f"hf:{tmp_path}", "cpu", dtype)
     with torch.no_grad(), precision(dtype):
@@ -198,16 +199,28 @@ def test_the_best_queries_by_falling_score(tmp_path: Path) -> None:
     assert not TokenPolicy.parse("pooled").boxed(backbone)
 
 
-def test_pictures_of_any_proportions_do_not_see_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pixels", [None, 2 * 64 * 64])
+def test_pictures_of_any_proportions_do_not_see_each_other(
+    pixels: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pixels:
+        monkeypatch.setattr(lanes, "BATCH_PIXELS", pixels)  # batches of two of the smallest, else of one
     checkpoint("deformable detr", tmp_path)
     backbone = load_image(f"hf:{tmp_path}", "cpu")
     rng = np.random.default_rng(0)
     pictures = [
         backbone.preprocess(Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)))
-        for height, width in ((80, 80), (60, 90), (90, 60), (80, 80), (30, 200))
+        for height, width in ((80, 80), (60, 90), (90, 60), (80, 80), (30, 200), (80, 80))
     ]
-    assert [each.shape[:2] for each in pictures] == [(64, 64), (64, 96), (96, 64), (64, 64), (14, 96)]
-    together = encode_pictures(backbone.encode, pictures)
+    assert [each.shape[:2] for each in pictures] == [
+        (64, 64),
+        (64, 96),
+        (96, 64),
+        (64, 64),
+        (14, 96),
+        (64, 64),
+    ]
+    together = encode_pictures(backbone, pictures)
     for row, picture in enumerate(pictures):
         alone = backbone.encode(torch.from_numpy(picture)[None])
         for name in ("vectors", "boxes", "scores", "labels"):

@@ -27,6 +27,7 @@ from itmfeat_extract.backbones.base import (
 from itmfeat_extract.backbones.view import Layers, View
 
 __all__ = [
+    "DEFAULT_VIEW",
     "PRESETS",
     "Encoded",
     "Fingerprint",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from itmfeat_extract.backbones.placement import Placement
+
 # What must be equal for two sets of features to be the same; goes into a cache's attributes as JSON.
 Fingerprint = dict[str, "str | int | float | list[int] | list[float] | list[str]"]
 
@@ -70,6 +72,10 @@ class ImageBackbone(Protocol):
     @property
     def boxed(self) -> bool:
         """Whether regions carry boxes, scores and labels."""
+
+    @property
+    def placement(self) -> Placement:
+        """The device and precision of the forward pass."""
 
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
         """Pixels (H, W, 3), for most backbones equal in size for every image. Thread-safe; uses no torch."""

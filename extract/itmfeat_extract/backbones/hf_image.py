@@ -179,12 +179,15 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
 def _interpolates(name: str, family: Family, config: Any, size: tuple[int, int], asked: bool) -> bool:
     """Whether the model must stretch its position embeddings; an error where nobody asked it to."""
     unit = family.stride or _pair(config.patch_size)[0]
+    if size == _pair(getattr(config, "image_size", 0)):
+        return False
     if asked and size[0] % unit:
         near = max(1, round(size[0] / unit)) * unit
         raise UsageError(f"{name} takes image sizes that {unit} divides: --image-size {near}, not {size[0]}")
-    if family.any_size or size == (trained := _pair(config.image_size)):
+    if family.any_size:
         return False
     if not asked:
+        trained = _pair(config.image_size)
         raise DataError(
             f"{name}: pictures come as {size[0]} x {size[1]} pixels (preprocessor_config.json) and "
             f"its model takes {trained[0]} x {trained[1]} (config.json)"

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itmfeat_extract.backbones.base import Encoded
+from itmfeat_extract.backbones.base import Encoded, ImageBackbone
 
+BATCH_PIXELS = 64 * 448 * 448
 _lock = Lock()
 
 
@@ -37,22 +38,29 @@ def encode_in_parts(encode: Callable[..., Encoded], step: int, *batch: Tensor) -
     return encoded[0] if len(encoded) == 1 else _joined(encoded)
 
 
-def encode_pictures(encode: Callable[[Tensor], Encoded], pictures: list[NDArray[np.uint8]]) -> Encoded:
+def encode_pictures(backbone: ImageBackbone, pictures: list[NDArray[np.uint8]]) -> Encoded:
     """`encode` of pictures (H, W, 3): those of equal size are one batch, and nothing is padded.
 
     So what a picture gives does not depend on its neighbours. On the CPU batches run beside each other, since
-    a batch of one would keep one core busy.
+    a batch of one would keep one core busy; elsewhere one at a time, and large pictures a few at a time.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(row)
-    batches = [torch.from_numpy(np.stack([pictures[row] for row in rows])) for rows in groups.values()]
+    rows = [part for (high, wide, _), all_rows in groups.items() for part in _parts(all_rows, high * wide)]
+    batches = [torch.from_numpy(np.stack([pictures[row] for row in part])) for part in rows]
     if len(batches) == 1:
-        return encode(batches[0])
-    with ThreadPoolExecutor(torch.get_num_threads(), "batch") as pool:
-        encoded = list(pool.map(encode, batches))
-    order = torch.tensor(list(chain(*groups.values()))).argsort()
-    return _joined(encoded, order)
+        return backbone.encode(batches[0])
+    workers = torch.get_num_threads() if backbone.placement.device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, "batch") as pool:
+        encoded = list(pool.map(backbone.encode, batches))
+    return _joined(encoded, torch.tensor(list(chain(*rows))).argsort())
+
+
+def _parts(rows: list[int], pixels: int) -> list[list[int]]:
+    """Pictures of so many pixels each, in batches whose activations a small GPU can hold."""
+    step = max(1, BATCH_PIXELS // pixels)
+    return [rows[first : first + step] for first in range(0, len(rows), step)]
 
 
 def _joined(parts: list[Encoded], order: Tensor | None = None) -> Encoded:
