@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from itmfeat.errors import UsageError
+from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint
 from itmfeat_extract.backbones.placement import Normaliser, Placement, place, readable
@@ -145,11 +145,8 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
         raise UsageError(f"the processor of {checkpoint.name} crops pictures: add --resize squash")
     model, _ = hub.load_model(family.architecture, folder)
     config = model.config
-    classes = (
-        WORDS.split(", ")
-        if family.prompted
-        else [str(config.id2label[row]) for row in sorted(config.id2label)]
-    )
+    named = [str(name) for _, name in sorted(config.id2label.items())]
+    classes = WORDS.split(", ") if family.prompted else named
     return Detector(
         checkpoint.name,
         checkpoint.fingerprint(),
@@ -172,7 +169,7 @@ def _prompt(checkpoint: hub.Checkpoint, names: list[str], longest: int, placemen
     whole = tokenizer(" . ".join(names) + " .")["input_ids"]
     owners = [number for number, piece in enumerate(pieces) for _ in piece]
     if len(whole) != len(owners) + 2 or len(whole) > longest:
-        raise UsageError(f"the prompt has {len(whole)} tokens, and {checkpoint.name} reads {longest} at most")
+        raise DataError(f"the prompt has {len(whole)} tokens, and {checkpoint.name} reads {longest} at most")
     device = placement.device
     # The special tokens at both ends belong to nobody; a query that likes them best gets a neighbour's class.
     classes = torch.tensor([owners[0], *owners, owners[-1]], device=device)

@@ -156,7 +156,8 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
     options = {} if family.with_pooler else {"add_pooling_layer": False}
     optional = [family.projection] if family.projection else []
     model, missing = hub.load_model(family.architecture, folder, optional, **options)
-    assert preprocessing.size is not None  # only the processors of detectors leave it open
+    if preprocessing.size is None:  # a detector's processor
+        raise DataError(f"{checkpoint.name}: its processor gives pictures no fixed size; add --resize squash")
     height, width = preprocessing.size
     asked = view.image_size is not None
     interpolate = _interpolates(checkpoint.name, family, model.config, (height, width), asked)
