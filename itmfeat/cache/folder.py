@@ -93,7 +93,10 @@ def describe(cache: Cache) -> dict[str, Any]:
 
 def verify(path: Path) -> list[str]:
     """Compare every byte of a cache with its checksums; one sentence for each damage found."""
-    files, damaged = _opened(open_cache(path))  # opening checks the index and the skeletons
+    cache = open_cache(path)  # opening checks the index, and each file its skeleton
+    files, damaged = _opened(cache)
+    if cache.index.recomputed_digest() != cache.index.digest:
+        damaged.append(f"{path / 'dataset.h5'}: its digest is not that of its contents; make the cache again")
     return damaged + [damage(file.path, items) for file in files for items in file.verify()]
 
 

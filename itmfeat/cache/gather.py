@@ -1,10 +1,12 @@
 """Fetching shuffled items of a feature file: from the disk, or from a copy in memory.
 
-A read goes straight from the page cache into the tensor of the batch (`preadv`), which runs at the speed of
-memory and counts no mapped pages, so a file may be many times larger than the memory of the process.
+A file is mapped read-only, so that a gather runs at the speed of memory once its pages are cached, and the
+file may be many times larger than the memory of the process: a writable mapping, even a private one that is
+never written to, is refused by the kernel where it is larger than all memory.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +55,36 @@ class _Spans:
         return _Spans(first[begins], last[np.roll(begins, -1)])
 
 
+@dataclass(frozen=True)
+class _Table:
+    """Vectors (V, D) of items one after another, where each item begins, and how long it is (n,)."""
+
+    vectors: Tensor
+    scales: Tensor | None  # (V,)
+    starts: Tensor
+    lengths: Tensor
+    uniform: int  # vectors of every item; 0 if they differ
+
+    def __call__(self, places: Tensor) -> Ragged:
+        """The items at these places (B,), padded to the longest, on the device of the table."""
+        device, dim, scales = self.vectors.device, self.vectors.shape[1], self.scales
+        lengths = self.lengths[places]
+        if self.uniform:  # one row an item: one long copy
+            places, shape = places.to(device), (len(places), self.uniform)
+            vectors = self.vectors.view(-1, self.uniform * dim).index_select(0, places)
+            if scales is not None:
+                scales = scales.view(-1, self.uniform).index_select(0, places)
+            return Ragged(vectors.view(*shape, dim), lengths, scales)
+        steps = torch.arange(int(lengths.max()) if len(lengths) else 0)
+        inside = steps < lengths.unsqueeze(1)  # (B, L)
+        rows = torch.where(inside, self.starts[places].unsqueeze(1) + steps, 0).flatten().to(device)
+        vectors = self.vectors.index_select(0, rows).view(*inside.shape, dim)
+        vectors.masked_fill_(~inside.to(device).unsqueeze(-1), 0)
+        if scales is not None:
+            scales = scales.index_select(0, rows).view(inside.shape)
+        return Ragged(vectors, lengths, scales)
+
+
 class Gather:
     """Fetches items of a feature file from the disk or the page cache; nothing stays in memory.
 
@@ -63,23 +95,21 @@ class Gather:
     def __init__(self, file: FeatureFile, *, checked: bool = True) -> None:
         self.file, self._checked = file, checked
         self._names = [name for name in ("features", "scales") if name in file.extents]
+        self._mapped = _mapped(file)
 
     def __call__(self, items: Tensor) -> Ragged:
         """Vectors of the items (B,), repeats allowed."""
         rows = items.numpy()
-        vectors, scales = self.stored(rows)
-        lengths = torch.from_numpy(self.file.lengths(rows))
-        if not self.file.uniform:
-            return _padded(vectors, scales, lengths.cumsum(0) - lengths, lengths)
-        shape = (len(rows), self.file.uniform)
-        return Ragged(
-            vectors.view(*shape, self.file.dim), lengths, None if scales is None else scales.view(shape)
-        )
+        if self._mapped is None:
+            lengths = torch.from_numpy(self.file.lengths(rows))
+            table = _Table(*self.stored(rows), lengths.cumsum(0) - lengths, lengths, self.file.uniform)
+            return table(torch.arange(len(rows)))
+        self._check(rows)
+        return self._mapped(items)
 
     def stored(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         """Vectors (V, D) of items, one after another, and their scales (V,) in a file of int8."""
-        if self._checked:
-            self.file.check(rows, self._names)
+        self._check(rows)
         spans = _Spans.of(self.file, rows)
         found = {name: self._read(name, spans) for name in self._names}
         return found["features"], found.get("scales")
@@ -91,6 +121,13 @@ class Gather:
             starts, sizes = self._bytes(name, spans)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 _advise(self.file.descriptor, start, size)
+
+    def _check(self, rows: NDArray[np.int64]) -> None:
+        extent = self.file.extents["features"]
+        if os.fstat(self.file.descriptor).st_size < extent.offset + extent.nbytes:
+            raise DataError(f"{self.file.path} became shorter while it was read; copy it again")
+        if self._checked:
+            self.file.check(rows, self._names)
 
     def _bytes(self, name: str, spans: _Spans) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Position and size in bytes of each span."""
@@ -123,30 +160,31 @@ class Resident:
     """Items of a feature file in memory, on the host or on a device, in the dtype of the file."""
 
     def __init__(self, file: FeatureFile, rows: NDArray[np.int64], device: torch.device) -> None:
-        self.device = device
-        self._regions = file.uniform
         self._position = torch.full((len(file),), -1)
         self._position[torch.from_numpy(rows)] = torch.arange(len(rows))
-        self._lengths = torch.from_numpy(file.lengths(rows))
-        self._starts = self._lengths.cumsum(0) - self._lengths
-        self._vectors, self._scales = _loaded(file, rows, device)
+        lengths = torch.from_numpy(file.lengths(rows))
+        self._table = _Table(*_loaded(file, rows, device), lengths.cumsum(0) - lengths, lengths, file.uniform)
 
     def __call__(self, items: Tensor) -> Ragged:
         """Vectors of the items (B,), repeats allowed, on the device."""
-        places = self._position[items]
-        if not self._regions:
-            return _padded(self._vectors, self._scales, self._starts[places], self._lengths[places])
-        places = places.to(self.device)
-        shape = (len(items), self._regions)
-        dim, scales = self._vectors.shape[1], self._scales
-        held = self._vectors.view(-1, self._regions * dim)  # one row an item: one long copy
-        vectors = held.index_select(0, places).view(*shape, dim)
-        if scales is not None:
-            scales = scales.view(-1, self._regions).index_select(0, places)
-        return Ragged(vectors, torch.full(shape[:1], self._regions), scales)
+        return self._table(self._position[items])
 
     def ahead(self, items: Tensor) -> None:
         """Nothing: they are here."""
+
+
+def _mapped(file: FeatureFile) -> _Table | None:
+    """The whole file as a table over its mapped bytes; None where there is no room for the addresses."""
+    try:
+        arrays = {name: file.array(name) for name in ("features", "scales") if name in file.extents}
+    except OSError:  # a limit on the address space (ulimit -v): then items are read one by one
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # read-only arrays: a table is never written to
+        tables = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    starts = torch.from_numpy(file.offsets[:-1])
+    lengths = torch.from_numpy(np.diff(file.offsets))
+    return _Table(tables["features"], tables.get("scales"), starts, lengths, file.uniform)
 
 
 def _loaded(file: FeatureFile, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -165,19 +203,6 @@ def _loaded(file: FeatureFile, rows: NDArray[np.int64], device: torch.device) ->
             scales[first:last] = factors
         first = last
     return vectors, scales
-
-
-def _padded(vectors: Tensor, scales: Tensor | None, starts: Tensor, lengths: Tensor) -> Ragged:
-    """Items whose vectors begin at `starts` (B,) of a table (V, D), padded to the longest."""
-    steps = torch.arange(int(lengths.max()) if len(lengths) else 0)
-    inside = steps < lengths.unsqueeze(1)  # (B, L)
-    rows = torch.where(inside, starts.unsqueeze(1) + steps, 0).flatten().to(vectors.device)
-    outside = ~inside.to(vectors.device)
-    padded = vectors.index_select(0, rows).view(*inside.shape, vectors.shape[1])
-    padded.masked_fill_(outside.unsqueeze(-1), 0)
-    if scales is not None:
-        scales = scales.index_select(0, rows).view(inside.shape)
-    return Ragged(padded, lengths, scales)
 
 
 def _advise(descriptor: int, start: int, size: int) -> None:

@@ -1,18 +1,31 @@
 """The journal beside an unfinished feature file: which ranges are on disk, with their checksums.
 
-One JSON object a line, appended in one write each. The first line
-names the extraction (`identity`); the others are `{"range": 17, "sums": {"features": "<hex>", ...}}`. A line
-torn by a kill is ignored: its range is done again. The journal also carries the lock of the extraction.
+One JSON object a line. The first names the extraction (`identity`) and says what it is (`attributes`, those
+of the file); the others are `{"range": 17, "sums": {"features": "<hex>", ...}}`. A line torn by a kill is
+ignored: its range is done again. The journal also carries the lock of the extraction.
 """
 
 import json
 import os
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from itmfeat.errors import DataError, disk_full
 from itmfeat.locks import lock_file
 
 Sums = dict[str, str]
 """Payload name -> hexadecimal checksum of one range."""
+
+
+@dataclass
+class Entries:
+    """What a journal says."""
+
+    identity: str | None = None  # None in a new journal
+    attributes: dict[str, Any] = field(default_factory=dict)
+    done: dict[int, Sums] = field(default_factory=dict)  # range -> its checksums
 
 
 class Journal:
@@ -23,24 +36,27 @@ class Journal:
         busy = f"another extraction is writing {path.with_suffix('')}"
         self._descriptor = lock_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, busy)
 
-    def read(self) -> tuple[str | None, dict[int, Sums]]:
-        """The identity (None in a new journal) and the finished ranges."""
-        identity, done = None, {}
-        for line in self.path.read_text().split("\n"):
+    def read(self) -> Entries:
+        """All whole lines."""
+        found = Entries()
+        for line in self.path.read_bytes().split(b"\n"):
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue  # empty or torn by a kill
-            if "identity" in entry:
-                identity = str(entry["identity"])
-            else:
-                done[int(entry["range"])] = dict(entry["sums"])
-        return identity, done
+            match entry:
+                case {"identity": str(identity), "attributes": dict(attributes)}:
+                    found.identity, found.attributes = identity, attributes
+                case {"identity": str(identity)}:
+                    found.identity = identity
+                case {"range": int(index), "sums": dict(sums)}:
+                    found.done[index] = sums
+        return found
 
-    def begin(self, identity: str) -> None:
+    def begin(self, identity: str, attributes: dict[str, Any]) -> None:
         """Start afresh with the identity of the extraction."""
         os.ftruncate(self._descriptor, 0)
-        self._append({"identity": identity})
+        self._append({"identity": identity, "attributes": attributes})
 
     def finish_range(self, index: int, sums: Sums) -> None:
         """Log that all bytes of a range are written."""
@@ -48,7 +64,12 @@ class Journal:
 
     def _append(self, entry: dict[str, object]) -> None:
         # The newline in front closes a line that a kill may have torn.
-        os.write(self._descriptor, f"\n{json.dumps(entry)}\n".encode())
+        line = f"\n{json.dumps(entry)}\n".encode()
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+        except OSError as error:
+            raise disk_full(error, self.path, ", it goes on from here") or error from None
 
     def close(self) -> None:
         """Release the lock and keep the journal for the next start."""
@@ -58,3 +79,34 @@ class Journal:
         """The extraction is complete."""
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+def journal_of(path: Path) -> Path:
+    """Where the journal of a feature file lies."""
+    return path.with_name(path.name + ".journal")
+
+
+def clear_finished(path: Path) -> None:
+    """Remove the journal of a finished file, if a kill came between the rename and its end."""
+    if journal_of(path).exists():
+        with suppress(DataError):  # a living process is at it
+            Journal(journal_of(path)).remove()
+
+
+def difference(begun: dict[str, Any], asked: dict[str, Any]) -> str:
+    """How an unfinished extraction differs from what is asked, and what to do: the end of a sentence.
+
+    Both are attributes of the file. Other library versions are refused as well: they may give other values,
+    and the file names one version of each.
+    """
+    others = [key for key in asked if key != "versions" and begun.get(key) != asked[key]]
+    then, now = (dict(json.loads(source.get("versions", "{}"))) for source in (begun, asked))
+    changed = sorted(name for name in then | now if then.get(name) != now.get(name))
+    if others or not changed:
+        which = f" (another {others[0]})" if begun and others else ""
+        return f"was begun with other settings{which}; repeat it with those, or delete it to start over"
+    old, new = (", ".join(f"{name} {source.get(name)}" for name in changed) for source in (then, now))
+    return (
+        f"was begun with {old}, where now {new} may give other values; "
+        f"install {old} again to go on, or delete it to start over"
+    )

@@ -1,10 +1,13 @@
 """Opening a feature file, and comparing its bytes with their checksums."""
 
 import json
+import math
+import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
+from itmfeat.cache.journal import clear_finished
 from itmfeat.cache.writer import FeatureSpec, layout
 from itmfeat.errors import DataError
 
-REQUIRED = {"kind", "dataset", "dtype", "tokens", "range_items", "fingerprint"}
+REQUIRED = {"schema", "kind", "dataset", "dtype", "tokens", "range_items", "fingerprint"}
 """Attributes without which a file says nothing."""
 
 
@@ -42,11 +46,6 @@ class FeatureFile:
         weakref.finalize(self, os.close, self.descriptor)
 
     def _check(self, dataset: str | None) -> None:
-        if self.attributes.get("schema") not in (schema.SCHEMA, schema.LABELLED):
-            raise DataError(
-                f"{self.path} has schema {self.attributes.get('schema')}, this version reads "
-                f"{schema.SCHEMA} and {schema.LABELLED}; extract it again or use the version that wrote it"
-            )
         if self.attributes.get("complete") != 1:
             raise DataError(f"{self.path} is not complete; repeat the extraction, it resumes")
         if missing := REQUIRED - self.attributes.keys():
@@ -78,23 +77,37 @@ class FeatureFile:
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def array(self, name: str = "features") -> NDArray[Any]:
-        """A payload as a read-only array over the mapped file; `check` first what you take of it."""
+        """A payload as a read-only array over the mapped file; `check` first what you take of it.
+
+        An OSError where the file cannot be mapped (a limit on the address space).
+        """
         extent = self.extents[name]
         if not extent.nbytes:
             return np.empty(extent.shape, extent.dtype)
-        return np.memmap(self.path, extent.dtype, "r", offset=extent.offset, shape=extent.shape)
+        count = math.prod(extent.shape)
+        return np.frombuffer(self._mapped, extent.dtype, count, extent.offset).reshape(extent.shape)
 
-    def check(self, rows: NDArray[np.int64], names: Sequence[str]) -> None:
-        """Compare the ranges of items with their checksums in these payloads, each range once.
+    @cached_property
+    def _mapped(self) -> mmap.mmap:
+        return mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ)
 
-        A DataError names the items of the first damaged range.
+    def check(self, rows: NDArray[np.int64] | None = None, names: Sequence[str] | None = None) -> None:
+        """Compare the ranges of items (all) with their checksums in payloads (all), each range once.
+
+        A DataError names the items of the first damaged range. What is copied to another file has to be
+        checked: there it would get a right checksum.
         """
-        columns = [list(self.extents).index(name) for name in names]
-        ranges = rows // int(self.attributes["range_items"])
-        fresh = ranges[~self._right[ranges][:, columns].all(1)]
-        if not len(fresh):
+        columns = [list(self.extents).index(name) for name in names or self.extents]
+        right: NDArray[np.bool_] = np.all(self._right[:, columns], axis=1)  # (R,)
+        if right.all():
             return
-        for items in self._damaged(np.unique(fresh), columns):
+        ranges = np.arange(len(right)) if rows is None else rows // int(self.attributes["range_items"])
+        fresh = ranges[~right[ranges]]
+        try:  # through the mapping, so that its pages are at hand when they are gathered next
+            mapped = memoryview(self._mapped)
+        except OSError:
+            mapped = None
+        for items in self._damaged(np.unique(fresh), columns, mapped):
             raise DataError(damage(self.path, items))
         self._right[fresh[:, None], columns] = True
 
@@ -102,17 +115,28 @@ class FeatureFile:
         """Compare every payload byte with its checksums; returns the damaged ranges of items."""
         return list(self._damaged(np.arange(len(self._right)), list(range(len(self.extents)))))
 
-    def _damaged(self, ranges: NDArray[np.int64], columns: list[int], workers: int = 2) -> Iterator[range]:
+    def _damaged(
+        self,
+        ranges: NDArray[np.int64],
+        columns: list[int],
+        mapped: memoryview | None = None,
+        workers: int = 2,
+    ) -> Iterator[range]:
         """The items of those ranges that do not fit their checksums in the given payloads."""
         step = int(self.attributes["range_items"])
         names = [list(self.extents)[column] for column in columns]
+
+        def checksum(start: int, stop: int) -> bytes:
+            if mapped is None:
+                return seal.checksum_at(self.descriptor, start, stop)
+            return seal.checksum(mapped[start:stop])
 
         def matches(index: int) -> bool:
             first, last = index * step, min((index + 1) * step, len(self))
             vectors = int(self.offsets[first]), int(self.offsets[last])
             places = seal.payload_slices(self.extents, first, last, vectors)
             return all(
-                seal.checksum_at(self.descriptor, *places[name]) == self._table[index, column].tobytes()
+                checksum(*places[name]) == self._table[index, column].tobytes()
                 for name, column in zip(names, columns, strict=True)
             )
 
@@ -140,4 +164,5 @@ def holds(path: Path, spec: FeatureSpec) -> bool:
             raise DataError(
                 f"{path} holds features with another {key}; choose another folder or name, or delete it"
             )
+    clear_finished(path)
     return True

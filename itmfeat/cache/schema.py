@@ -4,9 +4,12 @@ A *payload* is a dataset whose bytes are covered by the checksums of ranges of i
 `scales`, `pooled`, `boxes`, `scores`, `labels`. All else in the file is its *skeleton*, covered by `seal`.
 """
 
+import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +40,7 @@ class Extent:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole dataset."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize  # of any size: a claimed shape may be absurd
 
     @property
     def row_bytes(self) -> int:
@@ -92,10 +95,33 @@ def set_attributes(file: h5py.File, attributes: Mapping[str, str | int]) -> None
 
 
 def attributes(file: h5py.File) -> dict[str, str | int]:
-    """All attributes of the file, as text and integers."""
-    return {
-        name: value.decode() if isinstance(value, bytes) else int(value) for name, value in file.attrs.items()
-    }
+    """All attributes of the file, as text and integers; a TypeError for what we do not write."""
+    found: dict[str, str | int] = {}
+    # Read first, converted after: the iterator of h5py holds a lock on all of HDF5, and an error in the
+    # middle would keep it, so that another thread waits for ever.
+    for name, value in dict(file.attrs.items()).items():
+        if not isinstance(value, bytes | np.integer):
+            raise TypeError(f"{name} is neither text nor an integer")
+        found[name] = value.decode() if isinstance(value, bytes) else int(value)
+    return found
+
+
+def check_version(file: h5py.File, path: Path, known: tuple[int, ...] = (SCHEMA,)) -> None:
+    """A DataError if the file says that it has another schema: then nothing else in it can be judged."""
+    found = file.attrs.get("schema")
+    if isinstance(found, np.integer) and found not in known:
+        raise DataError(
+            f"{path} has schema {found}, this version reads {' and '.join(map(str, known))}; "
+            "extract it again or use the version that wrote it"
+        )
+
+
+def damaged(path: Path, fault: str = "") -> DataError:
+    """What to say of a file that is not as it was written."""
+    fault = fault and f" ({fault})"
+    return DataError(
+        f"{path} is damaged or no file of itmfeat{fault}; delete it and extract again, or copy it again"
+    )
 
 
 @contextmanager
@@ -108,9 +134,7 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise DataError(
-            f"{path} is damaged or no file of itmfeat; delete it and extract again, or copy it again"
-        ) from error
+        raise damaged(path) from error
 
 
 def extent(file: h5py.File, name: str, path: Path) -> Extent | None:
@@ -145,8 +169,56 @@ def array(file: h5py.File, name: str, path: Path) -> NDArray[Any]:
 
 def read(path: Path, found: Extent) -> NDArray[Any]:
     """Read a whole dataset into memory by its extent."""
-    data = np.fromfile(path, dtype=found.dtype, count=int(np.prod(found.shape)), offset=found.offset)
+    data = np.fromfile(path, dtype=found.dtype, count=math.prod(found.shape), offset=found.offset)
     return data.reshape(found.shape)
+
+
+def projection(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean (D,) and components (d, D) of the PCA that made the vectors of a file; empty if none did."""
+    with open_file(path) as file:
+        return {
+            name: array(file, f"pca_{name}", path) for name in ("mean", "components") if f"pca_{name}" in file
+        }
+
+
+def check_fit(
+    file: h5py.File, path: Path, payloads: Mapping[str, Extent], sums: Extent, sealed: Extent
+) -> None:
+    """A DataError if shapes, types, places or `offsets` of a feature file contradict each other."""
+    found, offsets, features = attributes(file), array(file, "offsets", path), payloads["features"]
+    items, vectors = len(offsets) - 1, features.shape[0] if features.shape else 0
+    for name in ("range_items", "dtype", "fingerprint"):
+        if name not in found:
+            raise damaged(path, f"it has no {name}")
+    step = int(found["range_items"])
+    fits = {
+        "offsets": offsets.dtype == np.int64 and offsets.ndim == 1 and rises(offsets, vectors),
+        "range_items": step > 0,
+        "checksums": sums.dtype == np.uint8
+        and sums.shape == (-(-items // max(step, 1)), len(payloads), CHECKSUM_BYTES),
+        "seal": sealed.dtype == np.uint8 and sealed.shape == (SEAL_BYTES,),
+        "dtype": features.dtype == DTYPES.get(str(found["dtype"])),
+        "payloads": ("scales" in payloads) == (features.dtype == np.int8),
+        "fingerprint": isinstance(json.loads(str(found["fingerprint"])), dict),
+    }
+    for name, extent in payloads.items():
+        rows = items if name == "pooled" else vectors
+        dims = 1 if name in ("scales", "scores", "labels") else 2
+        fits[name] = extent.shape[:1] == (rows,) and len(extent.shape) == dims
+        fits[name] &= name == "features" or extent.dtype == (np.int32 if name == "labels" else np.float32)
+        fits[name] &= name != "boxes" or extent.shape[1] == 4
+    if "labels" in payloads:
+        fits["labels"] &= found.get("schema") == LABELLED
+    spans = sorted((extent.offset, extent.nbytes) for extent in payloads.values() if extent.nbytes)
+    fits["places"] = all(start + size <= after for (start, size), (after, _) in pairwise(spans))
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise damaged(path, f"its {wrong[0]} do not fit the rest")
+
+
+def rises(offsets: NDArray[np.int64], end: int) -> bool:
+    """Whether offsets begin with 0, never decrease, and end where the data do."""
+    ends = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == end
+    return bool(ends and (offsets[1:] >= offsets[:-1]).all())
 
 
 class Strings:
@@ -166,3 +238,7 @@ class Strings:
     def tolist(self) -> list[str]:
         """All of them."""
         return [self[index] for index in range(len(self))]
+
+    def columns(self, name: str) -> dict[str, NDArray[Any]]:
+        """The two datasets that hold them."""
+        return {name: self._data, f"{name}_offsets": self._offsets}

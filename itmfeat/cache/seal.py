@@ -12,7 +12,7 @@ from pathlib import Path
 from itmfeat.cache.schema import CHECKSUM_BYTES, SEAL_BYTES, Extent
 from itmfeat.errors import DataError
 
-_STEP = 1 << 22
+_STEP = 1 << 20
 
 
 def checksum(data: "memoryview | bytes") -> bytes:
@@ -42,11 +42,13 @@ def skeleton_digest(path: Path, payloads: Iterable[Extent], seal: Extent) -> byt
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for start, stop in skeleton_spans(path, payloads):
-            part = bytearray(os.pread(file.fileno(), stop - start, start))
-            hidden = seal.offset - start
-            if 0 <= hidden < len(part):
-                part[hidden : hidden + SEAL_BYTES] = bytes(SEAL_BYTES)
-            digest.update(part)
+            for position in range(start, stop, _STEP):
+                part = bytearray(os.pread(file.fileno(), min(_STEP, stop - position), position))
+                first = max(seal.offset - position, 0)
+                last = min(seal.offset + SEAL_BYTES - position, len(part))
+                if first < last:
+                    part[first:last] = bytes(last - first)
+                digest.update(part)
     return digest.digest()
 
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from itmfeat.cache import schema
 from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.index import SPLITS, DatasetIndex, write_index
-from itmfeat.cache.reader import FeatureFile, holds
-from itmfeat.cache.writer import FeatureSpec, FeatureWriter
+from itmfeat.cache.reader import FeatureFile
+from itmfeat.cache.rewrite import Ints, Payloads, spec_of, stored, write
 from itmfeat.errors import DataError, UsageError, unknown
 
-Ints = NDArray[np.int64]
 Note = Callable[[str], None]
 
 _COUNTED = "truncated"  # key of a fingerprint that counts captions instead of deciding their values
@@ -165,10 +164,7 @@ def _open(parts: list[_Part], kind: str, name: str) -> list[FeatureFile]:
                 raise DataError(
                     f"{file.path} and {files[0].path} differ in {key}; extract both in the same way"
                 )
-        for items in file.verify():  # or their bytes would get new checksums, and be lost for good
-            raise DataError(
-                f"{file.path}: items {items.start} to {items.stop - 1} are damaged; extract it again"
-            )
+        file.check()
     return files
 
 
@@ -217,44 +213,25 @@ def _strings(
 
 
 def _copy(path: Path, dataset: str, sources: list[tuple[FeatureFile, Ints]], merged: bool) -> None:
-    """Items of feature files, one file after another, as one file; resumes, and keeps a finished one."""
-    first = sources[0][0]
-    attributes = first.attributes
-    spec = FeatureSpec(
-        kind=str(attributes["kind"]),
-        backbone=str(attributes.get("backbone", path.stem)),
+    """Items of feature files, one file after another, as one file."""
+    files = [file for file, _ in sources]
+    spec = spec_of(
+        files[0],
         dataset=dataset,
-        lengths=np.concatenate([np.diff(file.offsets)[rows] for file, rows in sources]),
-        dim=first.dim,
-        dtype=str(attributes["dtype"]),
-        pooled_dim=first.extents["pooled"].shape[1] if "pooled" in first.extents else 0,
-        boxed="boxes" in first.extents,
-        labelled="labels" in first.extents,
-        tokens=str(attributes["tokens"]),
-        range_items=int(attributes["range_items"]),
-        fingerprint=_fingerprint([file for file, _ in sources], merged),
-        versions=_versions([file for file, _ in sources]),
+        lengths=np.concatenate([np.diff(file.offsets)[chosen] for file, chosen in sources]),
+        fingerprint=_fingerprint(files, merged),
+        versions=_versions(files),
     )
-    if holds(path, spec):
-        return
-    starts = np.cumsum([0, *(len(rows) for _, rows in sources)])
-    with FeatureWriter(path, spec) as writer:
-        for part in writer.pending:
-            items = writer.items(part)
-            pieces = [
-                _payloads(file, rows[max(items.start - start, 0) : max(items.stop - start, 0)])
-                for start, (file, rows) in zip(starts, sources, strict=False)
-            ]
-            writer.write(part, **{name: np.concatenate([p[name] for p in pieces]) for name in first.extents})
-        writer.finish()
+    starts = np.cumsum([0, *(len(chosen) for _, chosen in sources)])
 
+    def values(items: range) -> Payloads:
+        pieces = [
+            stored(file, chosen[max(items.start - start, 0) : max(items.stop - start, 0)])
+            for start, (file, chosen) in zip(starts, sources, strict=False)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in files[0].extents}
 
-def _payloads(file: FeatureFile, items: Ints) -> dict[str, NDArray[Any]]:
-    """The values of items in every payload, as they are stored."""
-    lengths = file.offsets[items + 1] - file.offsets[items]
-    steps = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    vectors = np.repeat(file.offsets[items], lengths) + steps
-    return {name: file.array(name)[items if name == "pooled" else vectors] for name in file.extents}
+    write(path, spec, values)
 
 
 def _fingerprint(files: list[FeatureFile], merged: bool) -> str:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.cache.journal import Journal
+from itmfeat.cache.journal import Entries, Journal, difference, journal_of
 from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8, "int32": torch.int32}
@@ -44,6 +45,8 @@ class FeatureSpec:
     range_items: int = 128
     fingerprint: str = "{}"  # JSON: weights digest, preprocessing, licence, ...
     versions: str = "{}"  # JSON: library versions
+    # mean (D',) and components (D, D') of the PCA that made the vectors, if one did; part of the skeleton
+    projection: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in schema.DTYPES:
@@ -96,16 +99,17 @@ class FeatureSpec:
     def identity(self) -> str:
         """A digest of everything above."""
         digest = hashlib.sha256(json.dumps([self.attributes(), self.dim, self.pooled_dim]).encode())
-        digest.update(np.ascontiguousarray(self.lengths).tobytes())
+        for array in (self.lengths, *self.projection.values()):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
 def quantize(vectors: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale."""
-    wide = vectors.astype(np.float32)
-    scales = np.abs(wide).max(axis=1, initial=0) / np.float32(127)
-    steps = np.divide(wide, scales[:, None], out=np.zeros_like(wide), where=scales[:, None] > 0)
-    return np.rint(steps).astype(np.int8), scales
+    wide = torch.from_numpy(np.ascontiguousarray(vectors)).float()  # vectorised, unlike NumPy's float16
+    scales = wide.abs().amax(dim=1) / 127
+    steps = wide / torch.where(scales > 0, scales, 1).unsqueeze(1)
+    return steps.round_().to(torch.int8).numpy(), scales.numpy()
 
 
 class FeatureWriter:
@@ -116,7 +120,8 @@ class FeatureWriter:
         self.part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.offsets = schema.offsets_of(spec.lengths)
-        self._journal = Journal(path.with_name(path.name + ".journal"))
+        self._finished = False
+        self._journal = Journal(journal_of(path))
         try:
             self._done = self._start()
             self._descriptor = os.open(self.part, os.O_RDWR)
@@ -126,16 +131,16 @@ class FeatureWriter:
 
     def _start(self) -> dict[int, dict[str, str]]:
         """Lay out a new file, or take up the one that is there; returns the ranges that are right."""
-        identity, done = self._journal.read()
-        if identity is None or not self.part.exists():
+        self._fresh.unlink(missing_ok=True)  # of a kill
+        entries = self._journal.read()
+        if entries.identity is None or not self.part.exists():
             self._check_room(self.spec.nbytes)
-            self._create(self.part)
-            self._journal.begin(self.spec.identity())
-            done = {}
-        elif identity != self.spec.identity():
+            self._journal.begin(self.spec.identity(), self.spec.attributes())
+            self._create(self.part)  # a kill here is one before the first range
+            entries = Entries()
+        elif entries.identity != self.spec.identity():
             raise DataError(
-                f"{self.part} is an unfinished extraction with other settings; "
-                "repeat it with those, or delete it to start over"
+                f"{self.part} is unfinished and {difference(entries.attributes, self.spec.attributes())}"
             )
         else:
             self._renew_skeleton()
@@ -143,17 +148,18 @@ class FeatureWriter:
         with self.part.open("rb") as file:
             return {
                 index: sums
-                for index, sums in done.items()
+                for index, sums in entries.done.items()
                 if 0 <= index < self.spec.ranges and self._read_sums(file.fileno(), index) == sums
             }
 
     def _check_room(self, payloads: int) -> None:
         """HDF5 cannot be trusted on a full disk (it may crash), so it is never started on one."""
-        skeleton = self.offsets.nbytes + 64 * self.spec.ranges + (4 << 20)
+        added = sum(array.nbytes for array in self.spec.projection.values())
+        skeleton = self.offsets.nbytes + added + 64 * self.spec.ranges + (4 << 20)
         needed, free = payloads + skeleton, shutil.disk_usage(self.path.parent).free
         if free < needed:
             raise ItmfeatError(
-                f"{self.path} needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its "
+                f"{self.path} needs {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free on its "
                 "disk; make room, or choose --dtype int8, fewer --tokens or another --cache"
             )
 
@@ -162,6 +168,8 @@ class FeatureWriter:
         with schema.create_file(path) as file:
             schema.set_attributes(file, self.spec.attributes())
             schema.put(file, "offsets", self.offsets)
+            for name, array in self.spec.projection.items():
+                schema.put(file, f"pca_{name}", array)
             payloads = self.spec.payloads()
             table = np.zeros((self.spec.ranges, len(payloads), schema.CHECKSUM_BYTES), np.uint8)
             schema.put(file, "checksums", table)
@@ -172,16 +180,19 @@ class FeatureWriter:
     def _renew_skeleton(self) -> None:
         """Bring all but the payloads back to the start: a kill may have hit while they were sealed."""
         self._check_room(0)
-        fresh = self.part.with_name(self.part.name + ".fresh")
         try:
-            self._create(fresh)
-            payloads, _, _ = layout(fresh)
-            with fresh.open("rb") as source, self.part.open("r+b") as target:
-                target.truncate(fresh.stat().st_size)
-                for start, stop in seal.skeleton_spans(fresh, payloads.values()):
+            self._create(self._fresh)
+            payloads, _, _ = layout(self._fresh)
+            with self._fresh.open("rb") as source, self.part.open("r+b") as target:
+                target.truncate(self._fresh.stat().st_size)
+                for start, stop in seal.skeleton_spans(self._fresh, payloads.values()):
                     os.pwrite(target.fileno(), os.pread(source.fileno(), stop - start, start), start)
         finally:
-            fresh.unlink(missing_ok=True)
+            self._fresh.unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.part.with_name(self.part.name + ".fresh")
 
     @property
     def pending(self) -> list[int]:
@@ -256,12 +267,13 @@ class FeatureWriter:
         table = "".join(
             self._done[index][name] for index in range(self.spec.ranges) for name in self._extents
         )
-        os.pwrite(self._descriptor, bytes.fromhex(table), self._sums.offset)
+        self._pwrite(memoryview(bytes.fromhex(table)), self._sums.offset)
         os.fsync(self._descriptor)
         with h5py.File(self.part, "r+", locking=False) as file:
             file.attrs.modify("complete", np.int64(1))
         seal.write_seal(self.part, self._extents.values(), self._seal)
         os.replace(self.part, self.path)
+        self._finished = True
         self._journal.remove()
         return self.path
 
@@ -275,16 +287,21 @@ class FeatureWriter:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._descriptor)
-        if self.part.exists():  # not finished: the journal stays for the next start
+        if not self._finished:  # the journal stays for the next start
             self._journal.close()
 
 
 def layout(path: Path) -> tuple[dict[str, schema.Extent], schema.Extent, schema.Extent]:
-    """Extents of the payloads, in the order of the checksum table, of that table and of the seal."""
+    """Extents of the payloads, in the order of the checksum table, of that table and of the seal.
+
+    A DataError if the file has another schema, if its datasets do not fit together, or its `offsets` them.
+    """
     with schema.open_file(path) as file:
+        schema.check_version(file, path, (schema.SCHEMA, schema.LABELLED))
         found = {name: schema.extent(file, name, path) for name in schema.PAYLOADS}
-        sums = schema.extent(file, "checksums", path)
-        sealed = schema.extent(file, "seal", path)
-    if found["features"] is None or sums is None or sealed is None:
-        raise DataError(f"{path} is no feature file of itmfeat")
-    return {name: value for name, value in found.items() if value is not None}, sums, sealed
+        payloads = {name: value for name, value in found.items() if value is not None}
+        sums, sealed = schema.extent(file, "checksums", path), schema.extent(file, "seal", path)
+        if found["features"] is None or sums is None or sealed is None:
+            raise DataError(f"{path} is no feature file of itmfeat")
+        schema.check_fit(file, path, payloads, sums, sealed)
+    return payloads, sums, sealed

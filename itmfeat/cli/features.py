@@ -10,6 +10,8 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_
 
 TextOption = Annotated[str, typer.Option(help="See `itmfeat backbones`. Without text: none.")]
 LayersOption = Annotated[str | None, typer.Option(help="-2, mean:-1,-2 or concat:-1,-4; else the last.")]
+IMPORTS = "precomp (a SCAN folder), tsv, npz, clip-retrieval or archive."
+EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
 
 
 @command(app)
@@ -96,7 +98,7 @@ def cache_info(
 
 @command(cache_app, "import")
 def cache_import(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help="precomp (a SCAN folder), tsv or npz.")],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=IMPORTS)],
     source: Annotated[Path, typer.Argument(help="What to import.")],
     cache: Annotated[
         Path | None, typer.Option(help="Cache folder; caches/NAME, or the only one in ./caches.")
@@ -104,34 +106,50 @@ def cache_import(
     name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
     backbone: Annotated[str | None, typer.Option(help="What the features are called.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16, float32 or int8.")] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="clip-retrieval: where no column says the split.")
+    ] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="The same.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Import features of another project.
+    """Import features of another project, or unpack an archive.
 
     Repeating an interrupted import goes on where it was.
     """
     from itmfeat.cache.formats import bring
     from itmfeat.console import note
 
-    options = _given(name=name, backbone=backbone, dtype=dtype)
+    options = _given(
+        name=name,
+        backbone=backbone,
+        dtype=dtype,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+    )
     _print_info(bring(form, source, cache, note=note, **options), as_json)
 
 
 @command(cache_app, "export")
 def cache_export(
-    form: Annotated[str, typer.Argument(metavar="FORMAT", help="precomp (a SCAN folder).")],
+    form: Annotated[str, typer.Argument(metavar="FORMAT", help=EXPORTS)],
     target: Annotated[Path, typer.Argument(help="What to write.")],
     cache: CacheOption = None,
     image_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
+    text_backbone: Annotated[str | None, typer.Option(help="Where the cache has several.")] = None,
     redundant: Annotated[
-        bool | None, typer.Option("--redundant", help="Store dev and test images five times.")
+        bool | None, typer.Option("--redundant", help="precomp: store dev and test images five times.")
     ] = None,
+    level: Annotated[int | None, typer.Option(help="archive: compression, 1 (quick) to 19.")] = None,
 ) -> None:
-    """Export a cache for the loaders of another project."""
+    """Export a cache for the loaders of another project, or pack it into an archive."""
     from itmfeat.cache import find_cache
     from itmfeat.cache.formats import send
 
-    options = _given(image_backbone=image_backbone, redundant=redundant)
+    options = _given(
+        image_backbone=image_backbone, text_backbone=text_backbone, redundant=redundant, level=level
+    )
     print(send(form, find_cache(cache), target, **options))
 
 

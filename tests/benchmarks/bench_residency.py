@@ -105,7 +105,7 @@ def main() -> None:
             [member_of(config, features, Path(runs))], features, torch.device("cpu"), "auto", print
         )
     trainer.stack.train()
-    for name, work in (("stream alone", False), ("training", True), ("training again", True)):
+    for name, work in (("stream alone", False), ("training", True)):
         forget(features)
         read, begin, bytes_, steps = status("read_bytes", "/proc/self/io"), time.perf_counter(), 0, 0
         for batch in trainer.stream.epoch(0):

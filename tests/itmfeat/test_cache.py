@@ -21,7 +21,7 @@ from itmfeat.cache import (
     verify,
 )
 from itmfeat.cache.index import read_index, write_index
-from itmfeat.cache.journal import Journal
+from itmfeat.cache.journal import Entries, Journal
 from itmfeat.cache.seal import write_seal
 from itmfeat.errors import DataError, ItmfeatError, UsageError
 
@@ -154,7 +154,7 @@ def test_a_kill_while_sealing_loses_nothing(tmp_path: Path, cache: Path, place: 
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "text" / "toy.h5"
     fill(path, spec("d"), 2)
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(DataError, match=r"other settings \(another dtype\)"):
         FeatureWriter(path, spec("d", dtype="float32"))
 
 
@@ -177,7 +177,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_room_is_said_before_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ItmfeatError, match="GB are free"):
+    with pytest.raises(ItmfeatError, match="MB are free"):
         FeatureWriter(tmp_path / "toy.h5", spec("d", lengths=np.full(1000, 100), dim=10**9))
 
 
@@ -297,10 +297,10 @@ def test_chunked_data_is_refused(tmp_path: Path) -> None:
 
 def test_journal_says_what_it_knows(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "x.journal")
-    assert journal.read() == (None, {})
-    journal.begin("id")
+    assert journal.read() == Entries()
+    journal.begin("id", {"dtype": "int8"})
     journal.finish_range(3, {"features": "aa"})
-    assert journal.read() == ("id", {3: {"features": "aa"}})
+    assert journal.read() == Entries("id", {"dtype": "int8"}, {3: {"features": "aa"}})
     lines = [line for line in (tmp_path / "x.journal").read_text().splitlines() if line]
     assert json.loads(lines[1]) == {"range": 3, "sums": {"features": "aa"}}
     journal.remove()

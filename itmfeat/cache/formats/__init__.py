@@ -9,14 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from itmfeat.cache.folder import find_cache
-from itmfeat.cache.formats import npz, precomp, tsv
+from itmfeat.cache.formats import archive, clip_retrieval, npz, precomp, tsv
 from itmfeat.errors import unknown
 from itmfeat.parameters import defaults
 
-IMPORTS: dict[str, Callable[..., Path]] = {"precomp": precomp.read, "tsv": tsv.read, "npz": npz.read}
+IMPORTS: dict[str, Callable[..., Path]] = {
+    "precomp": precomp.read,
+    "tsv": tsv.read,
+    "npz": npz.read,
+    "clip-retrieval": clip_retrieval.read,
+    "archive": archive.read,
+}
 """(source, cache, *, note, **options) -> the cache folder; `note` is told what is worth knowing."""
 
-EXPORTS: dict[str, Callable[..., Path]] = {"precomp": precomp.write}
+EXPORTS: dict[str, Callable[..., Path]] = {
+    "precomp": precomp.write,
+    "clip-retrieval": clip_retrieval.write,
+    "archive": archive.write,
+}
 """(cache, target, **options) -> what was written."""
 
 
@@ -31,10 +41,11 @@ def bring(
 ) -> Path:
     """Import features into a cache folder; unknown formats and options are an error.
 
-    By default the folder is caches/NAME for a format that makes an index, else the only cache there is.
+    By default the folder is caches/NAME for a format that makes an index (an archive: caches/ and the name of
+    its folder), else the only cache there is.
     """
     read = _chosen("import", IMPORTS, name, options)
-    dataset = (defaults(read) | options).get("name")
+    dataset = source.resolve().name if read is archive.read else (defaults(read) | options).get("name")
     made = Path("caches") / dataset if dataset else None
     return read(source, cache or made or find_cache(None), note=note, **options)
 

@@ -4,6 +4,7 @@ A format first walks over its entries without their values, for all lengths must
 made; then it loads the regions of one image after another, in the order of the index.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -111,15 +112,34 @@ def index_of(cache: Path) -> DatasetIndex:
     return read_index(cache / "dataset.h5")
 
 
+def listing(source: Path, files: list[Path]) -> dict[str, Any]:
+    """Count, bytes and a digest of the names and sizes: the names alone would be megabytes."""
+    sizes = [path.stat().st_size for path in files]
+    digest = hashlib.sha256()
+    for path, size in zip(files, sizes, strict=True):
+        digest.update(f"{path.relative_to(source).as_posix()}\0{size}\n".encode())
+    return {"count": len(files), "bytes": sum(sizes), "names": digest.hexdigest()}
+
+
+def file_name(backbone: str) -> str:
+    """The name of a backbone; a UsageError unless it can be a file's."""
+    if not re.fullmatch(r"\w[\w.-]*", backbone):
+        raise UsageError(f"--backbone {backbone!r} must be a plain name, as butd: it becomes a file's")
+    return backbone
+
+
+def versions() -> str:
+    """The libraries that an import depends on, for the attribute of that name."""
+    return json.dumps({name: version(name) for name in ("itmfeat", "numpy", "torch")}, sort_keys=True)
+
+
 def write_regions(
     source: Source, index: DatasetIndex, cache: Path, backbone: str, dtype: str, note: Note
 ) -> Path:
     """Write `image/BACKBONE.h5` and return the cache; resumes, and keeps a finished file."""
-    if not re.fullmatch(r"\w[\w.-]*", backbone):
-        raise UsageError(f"--backbone {backbone!r} must be a plain name, as butd: it becomes a file's")
     spec = FeatureSpec(
         kind="image",
-        backbone=backbone,
+        backbone=file_name(backbone),
         dataset=index.digest,
         lengths=source.lengths,
         dim=source.dim,
@@ -129,7 +149,7 @@ def write_regions(
         fingerprint=json.dumps(
             {**source.origin, "weights": "unknown", "boxes": source.boxed, "dim": source.dim}, sort_keys=True
         ),
-        versions=json.dumps({name: version(name) for name in ("itmfeat", "numpy", "torch")}, sort_keys=True),
+        versions=versions(),
     )
     path = cache / "image" / f"{backbone}.h5"
     if holds(path, spec):

@@ -5,7 +5,6 @@ that. `info`, a pickled dictionary with classes and confidences, is never opened
 what its author likes. So there are no scores.
 """
 
-import hashlib
 import math
 import struct
 import warnings
@@ -22,7 +21,16 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from itmfeat.cache.formats.matching import Matching, Note, Regions, Source, index_of, silent, write_regions
+from itmfeat.cache.formats.matching import (
+    Matching,
+    Note,
+    Regions,
+    Source,
+    index_of,
+    listing,
+    silent,
+    write_regions,
+)
 from itmfeat.errors import DataError
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -61,7 +69,7 @@ def read(
         dim=table.dim,
         boxed=not boxless,
         load=lambda row: _regions(table.matching.entries[row], not boxless),
-        origin={"format": "npz", "files": _listing(source, files), "scores": False},
+        origin={"format": "npz", "files": listing(source, files), "scores": False},
     )
     return write_regions(found, index, cache, backbone, dtype, note)
 
@@ -153,12 +161,3 @@ def _regions(path: Path, boxed: bool) -> Regions:
             f"{width:g} x {height:g}; make the file again"
         )
     return Regions(features, boxes, (width, height))
-
-
-def _listing(source: Path, files: list[Path]) -> dict[str, Any]:
-    """Count, bytes and a digest of the names and sizes: the names alone would be megabytes."""
-    sizes = [path.stat().st_size for path in files]
-    digest = hashlib.sha256()
-    for path, size in zip(files, sizes, strict=True):
-        digest.update(f"{path.relative_to(source).as_posix()}\0{size}\n".encode())
-    return {"count": len(files), "bytes": sum(sizes), "names": digest.hexdigest()}

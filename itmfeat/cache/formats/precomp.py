@@ -11,15 +11,10 @@ Train has a row an image. Dev and test mostly have a row a *caption*, so each im
 """
 
 import json
-import os
 import re
-import shutil
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +22,13 @@ from numpy.typing import NDArray
 
 from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.formats.matching import Note, Regions, Source, silent, write_regions
+from itmfeat.cache.formats.npy import Floats, mapped
+from itmfeat.cache.formats.target import check_room, new_folder
 from itmfeat.cache.gather import Gather
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.schema import DTYPES
-from itmfeat.errors import DataError, ItmfeatError, disk_full, unknown
+from itmfeat.errors import DataError, unknown
 
 NAMES = {"train": "train", "dev": "val", "test": "test", "testall": "test"}
 """What a split is called in the folder -> in a cache."""
@@ -46,7 +43,7 @@ class _Split:
 
     name: str  # train, dev, test or testall
     file: Path
-    rows: NDArray[np.floating[Any]]  # (images * copies, R, D) or (images * copies, D)
+    rows: Floats  # (images * copies, R, D) or (images * copies, D)
     copies: int  # equal rows an image
     ids: list[str]  # one an image
     captions: list[str]  # as many for each image
@@ -113,7 +110,7 @@ def _open(source: Path) -> list[_Split]:
 
 def _open_split(source: Path, name: str) -> _Split:
     file = source / f"{name}_ims.npy"
-    rows, captions = _mapped(file), _lines(source / f"{name}_caps.txt")
+    rows, captions = _rows(file), _lines(source / f"{name}_caps.txt")
     if not captions or len(captions) % len(rows):
         raise DataError(
             f"{file} has {len(rows)} rows and {name}_caps.txt {len(captions)} captions, which is no whole "
@@ -126,21 +123,11 @@ def _open_split(source: Path, name: str) -> _Split:
     return _Split(name, file, rows, copies, given, captions)
 
 
-def _mapped(file: Path) -> NDArray[np.floating[Any]]:
-    """The array of a file, mapped; nothing in a file can make anything be run (no pickle)."""
+def _rows(file: Path) -> Floats:
+    """The array of a split, (rows, R, D) or (rows, D)."""
     if not file.is_file():
         raise DataError(f"{file} is missing: put it there, or remove the other files of its split")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote, as those of SCAN
-            rows = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, TypeError, SyntaxError, OverflowError, TokenError) as error:
-        raise DataError(
-            f"{file} is cut short or no plain .npy array of numbers; download or copy it again"
-        ) from error
-    if rows.dtype.kind != "f" or rows.itemsize > 8 or rows.ndim not in (2, 3) or not rows.size:
-        raise DataError(f"{file} holds {rows.dtype} {rows.shape}, not floats (images, regions, dim)")
-    return rows
+    return mapped(file, "images, regions, dim", (2, 3))
 
 
 def _lines(file: Path) -> list[str]:
@@ -154,7 +141,7 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def _repeats(rows: NDArray[np.floating[Any]]) -> bool:
+def _repeats(rows: Floats) -> bool:
     """Whether each five rows are the same image; ends at the first that are not."""
     step = BLOCK * PER_IMAGE
 
@@ -249,14 +236,7 @@ def write(cache: Path, target: Path, *, image_backbone: str | None = None, redun
             "for all; choose another --image-backbone"
         )
     captions = _first_captions(found)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise DataError(f"{target} exists already; name a new folder, or remove that one")
-    whole = target.absolute()
-    part = whole.with_name(f"{whole.name}.part")
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        for left in (*part.glob("*_ims.npy"), *part.glob("*_*.txt"), *part.glob("id_mapping.json")):
-            left.unlink()  # of an interrupted export
+    with new_folder(target, ("*_ims.npy", "*_*.txt", "id_mapping.json")) as part:
         _check_room(found, features, part, redundant)
         for name, split in zip(("train", "dev", "test"), SPLITS, strict=True):
             rows = np.flatnonzero(found.index.image_split == SPLITS.index(split))
@@ -264,9 +244,6 @@ def write(cache: Path, target: Path, *, image_backbone: str | None = None, redun
                 copies = PER_IMAGE if redundant and name != "train" else 1
                 _write_split(part, name, found, features, rows, captions[rows], copies)
         _write_names(part / "id_mapping.json", found)
-        os.replace(part, whole)
-    except OSError as error:
-        raise disk_full(error, target, "") or error from None
     return target
 
 
@@ -289,12 +266,7 @@ def _check_room(found: Cache, features: FeatureFile, place: Path, redundant: boo
     rows = sum(
         images * (PER_IMAGE if redundant and split != "train" else 1) for split, images in sizes.items()
     )
-    needed, free = rows * features.uniform * features.dim * 4, shutil.disk_usage(place).free
-    if free < needed:
-        raise ItmfeatError(
-            f"the export needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on the disk of "
-            f"{place}; make room, or name a target on another disk"
-        )
+    check_room(place, rows * features.uniform * features.dim * 4)
 
 
 def _write_split(

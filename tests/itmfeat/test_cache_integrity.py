@@ -1,0 +1,494 @@
+"""Caches that were damaged, mixed up, cut, made by strangers, or written by two at once."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from processes import call, fails
+
+from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, read_index, verify, write_index
+from itmfeat.cache.journal import clear_finished, journal_of
+from itmfeat.errors import DataError, ItmfeatError
+from itmfeat.locks import lock_file
+
+PAYLOADS = ("features", "scales", "pooled", "boxes", "scores", "labels")
+STRINGS = {"image_id": ["a", "b"], "image_file": ["a.jpg", ""], "caption": ["x", "é", "zz"]}
+COLUMNS = {
+    "image_split": np.array([0, 2], np.uint8),
+    "caption_id": np.array([7, 9, 8]),
+    "caption_image": np.array([0, 0, 1]),
+}
+
+
+@pytest.fixture
+def cache(toy_cache: Path, tmp_path: Path) -> Path:
+    """A copy of the toy cache, to be damaged."""
+    return Path(shutil.copytree(toy_cache, tmp_path / "toy"))
+
+
+def reseal(path: Path, change: Callable[[h5py.File], object]) -> None:
+    """Change a file and seal it again: whoever makes a file can seal it."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+        file["seal"][...] = 0
+        place = file["seal"].id.get_offset()
+        found = [file[name].id for name in PAYLOADS if file.get(name, getlink=True) is not None]
+        spans = sorted((data.get_offset(), data.get_storage_size()) for data in found if data.get_offset())
+    raw, digest, position = bytearray(path.read_bytes()), hashlib.sha256(), 0
+    for start, size in [*spans, (len(raw), 0)]:
+        digest.update(raw[position:start])
+        position = start + size
+    raw[place : place + 32] = digest.digest()
+    path.write_bytes(raw)
+
+
+def put(name: str, index: int, value: object) -> Callable[[h5py.File], object]:
+    """Sets one value of a dataset."""
+    return lambda file: file[name].__setitem__(index, value)
+
+
+def test_a_schema_of_the_future_is_named_whatever_its_seal(cache: Path) -> None:
+    for name in ("dataset.h5", "image/grid.h5"):
+        path = cache / name
+        with h5py.File(path, "r+") as file:
+            file.attrs.modify("schema", np.int64(7))
+            del file["seal"]
+        opener = read_index if name == "dataset.h5" else FeatureFile
+        known = "1" if name == "dataset.h5" else "1 and 2"
+        with pytest.raises(
+            DataError, match=f"has schema 7, this version reads {known}; extract it again or use"
+        ):
+            opener(path)
+
+
+INDEX_FAULTS = {
+    "image_split is above 2": put("image_split", 3, 3),
+    "caption_image points beyond": put("caption_image", -1, 60),
+    "not in the order": put("caption_image", 10, 0),
+    "caption_id stands twice": put("caption_id", 4, 5),
+    "image_id stands twice": put("image_id", 1, ord("0")),
+    "image_file does not fit its offsets": put("image_file_offsets", 1, 7777),
+    "caption does not fit its offsets": put("caption_offsets", -1, 5),
+    "caption does not fit": put("caption", 0, 0xFF),
+    "dataset.h5 has no name": lambda file: file.attrs.pop("name"),
+    "dataset.h5 has no digest": lambda file: file.attrs.pop("digest"),
+    "dataset.h5 has no caption_id": lambda file: file.pop("caption_id"),
+}
+
+
+@pytest.mark.parametrize("fault", INDEX_FAULTS)
+def test_an_index_that_contradicts_itself(cache: Path, fault: str) -> None:
+    reseal(cache / "dataset.h5", INDEX_FAULTS[fault])
+    fails(3, fault, "cache", "verify", cache)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"image_split": np.array([0, 3], np.uint8)}, "image_split is above 2"),
+        ({"caption_image": np.array([0, 1, 2])}, "caption_image points beyond"),
+        ({"caption_image": np.array([-1, 0, 1])}, "caption_image points beyond"),
+        ({"caption_image": np.array([1, 0, 1])}, "not in the order"),
+        ({"caption_id": np.array([7, 8, 7])}, "caption_id stands twice"),
+        ({"caption_id": np.array([7, 8])}, "differ in length"),
+        ({"image_id": ["a", "a"]}, "image_id stands twice"),
+        ({"image_file": ["a"]}, "differ in length"),
+        ({"image_split": np.array([0, 1])}, "image_split is int64"),
+    ],
+)
+def test_an_index_is_checked_before_it_is_written(
+    tmp_path: Path, changes: dict[str, object], fault: str
+) -> None:
+    strings = STRINGS | {key: value for key, value in changes.items() if key in STRINGS}
+    columns = COLUMNS | {key: value for key, value in changes.items() if key in COLUMNS}
+    with pytest.raises(DataError, match=f"{fault}.*; correct the dataset"):
+        write_index(tmp_path / "c" / "dataset.h5", "toy", strings, columns)
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_empty_index_is_an_index(tmp_path: Path) -> None:
+    strings = {key: [] for key in STRINGS}
+    columns = {key: value[:0] for key, value in COLUMNS.items()}
+    write_index(tmp_path / "dataset.h5", "nothing", strings, columns)
+    assert open_cache(tmp_path).index.captions == 0
+
+
+def test_a_wrong_digest_is_found(cache: Path) -> None:
+    """Contents changed with care: sealed again, and every feature file still names the old digest."""
+    reseal(cache / "dataset.h5", put("caption_id", 0, 999))
+    fails(3, "dataset.h5: its digest is not that of its contents", "cache", "verify", cache)
+    reseal(cache / "image" / "grid.h5", lambda file: file.attrs.modify("dataset", np.bytes_("0" * 64)))
+    fails(3, "grid.h5 belongs to another dataset.*; .*its digest is not", "cache", "verify", cache)
+
+
+FEATURE_FAULTS = {
+    "offsets do not fit": put("offsets", 0, 1),
+    "its offsets": put("offsets", -1, 3),
+    "offsets": put("offsets", 5, 0),
+    "range_items": lambda file: file.attrs.modify("range_items", np.int64(0)),
+    "checksums": lambda file: file.attrs.modify("range_items", np.int64(1)),
+    "its dtype": lambda file: file.attrs.modify("dtype", np.bytes_("float32")),
+    "no file of itmfeat": lambda file: file.attrs.modify("fingerprint", np.bytes_("{")),
+    "it has no dtype": lambda file: file.attrs.pop("dtype"),
+    "words.h5 has no tokens": lambda file: file.attrs.pop("tokens"),
+    "its checksums": lambda file: file.create_dataset("scores", data=np.zeros(3, np.float32)),
+}
+
+
+@pytest.mark.parametrize("fault", FEATURE_FAULTS)
+def test_a_feature_file_that_contradicts_itself(cache: Path, fault: str) -> None:
+    reseal(cache / "text" / "words.h5", FEATURE_FAULTS[fault])
+    fails(3, fault, "cache", "verify", cache)
+
+
+def test_swapped_files_are_found(cache: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(cache, tmp_path / "other"))
+    (other / "dataset.h5").unlink()
+    index = open_cache(cache).index
+    columns = {key: getattr(index, key) for key in COLUMNS}
+    strings = {key: getattr(index, key).tolist() for key in STRINGS}
+    write_index(other / "dataset.h5", "toy", strings, columns | {"caption_id": index.caption_id + 1})
+    fails(3, "image/grid.h5 belongs to another dataset.*; .*text/words.h5 belongs", "cache", "verify", other)
+    shutil.copy(cache / "text" / "words.h5", cache / "image" / "grid.h5")
+    fails(3, "grid.h5 does not hold the image features of toy", "cache", "verify", cache)
+    shutil.copy(cache / "text" / "words.h5", cache / "dataset.h5")
+    fails(3, "dataset.h5 (has no image_split|is damaged)", "cache", "verify", cache)
+
+
+def test_a_swapped_range_is_named(cache: Path) -> None:
+    """Two rows of features change places."""
+    path = cache / "text" / "words.h5"
+    found = FeatureFile(path)
+    extent, first, last = found.extents["features"], int(found.offsets[129]), int(found.offsets[290])
+    raw, size = bytearray(path.read_bytes()), extent.row(1) - extent.row(0)
+    one, two = (slice(extent.row(row), extent.row(row) + size) for row in (first, last))
+    raw[one], raw[two] = raw[two], raw[one]
+    path.write_bytes(raw)
+    fails(3, "items 128 to 255 are damaged.*; .*items 256 to 299 are damaged", "cache", "verify", cache)
+
+
+def test_truncation_anywhere_is_found(cache: Path) -> None:
+    chance = random.Random(0)
+    for name in ("dataset.h5", "image/grid.h5", "text/words.h5"):
+        path = cache / name
+        raw = path.read_bytes()
+        for size in [0, 1, 8, 96, len(raw) - 1, *chance.sample(range(len(raw)), 30)]:
+            path.write_bytes(raw[:size])
+            with pytest.raises(DataError, match=re.escape(str(path))):
+                raise DataError("; ".join(verify(cache)))  # found damages, or an index that cannot be opened
+        path.write_bytes(raw + b"\0")
+        with pytest.raises(DataError, match="is damaged"):
+            (read_index if name == "dataset.h5" else FeatureFile)(path)
+        path.write_bytes(raw)
+
+
+def virtual(file: h5py.File, elsewhere: Path) -> None:
+    """`features` as a view of another file, of a length that only that file tells."""
+    source = h5py.VirtualSource(elsewhere, "features", (4, 12), np.float16, (None, 12))
+    layout = h5py.VirtualLayout((4, 12), np.float16, (None, 12))
+    layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+    file.create_virtual_dataset("features", layout)
+
+
+def filtered(file: h5py.File, number: int) -> None:
+    """`features` with a filter that HDF5 does not have and looks for among its plugins."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((4, 12))
+    plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL)
+    space = h5py.h5s.create_simple((4, 12))
+    made = h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F16LE, space, dcpl=plist)
+    made.write_direct_chunk((0, 0), bytes(96))  # as if the filter had been there
+
+
+def claimed(file: h5py.File, shape: tuple[int, ...]) -> None:
+    """`features` of a shape that the file has no bytes for."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, b"features", h5py.h5t.IEEE_F16LE, space, dcpl=plist)
+
+
+def stored(data: object, dtype: object = None, **options: object) -> Callable[[h5py.File, Path], object]:
+    """`features` with these values."""
+    return lambda file, _: file.create_dataset("features", data=data, dtype=dtype, **options)
+
+
+def named(value: object) -> Callable[[h5py.File, Path], object]:
+    """Something else than a dataset under the name `features`."""
+    return lambda file, _: file.__setitem__("features", value)
+
+
+def external(file: h5py.File, elsewhere: Path) -> None:
+    """`features` as the bytes of another file."""
+    file.create_dataset("features", (4, 12), "f2", external=[(str(elsewhere), 0, 96)])
+
+
+PLAIN, CONTIGUOUS, FIT = "is no plain dataset", "is not stored contiguously", "do not fit the rest"
+FOREIGN: dict[str, tuple[str, Callable[[h5py.File, Path], object]]] = {
+    "an external link": (PLAIN, lambda file, path: named(h5py.ExternalLink(path, "features"))(file, path)),
+    "a soft link": (PLAIN, named(h5py.SoftLink("/offsets"))),
+    "a group": (PLAIN, lambda file, _: file.create_group("features")),
+    "a committed type": (PLAIN, named(np.dtype("f2"))),
+    "a virtual dataset": (CONTIGUOUS, virtual),
+    "external storage": (CONTIGUOUS, external),
+    "an unknown filter": (CONTIGUOUS, lambda file, _: filtered(file, 32_123)),
+    "a compressed dataset": (CONTIGUOUS, stored(np.ones((4, 12)), "f2", compression="gzip")),
+    "texts": (CONTIGUOUS, stored(["a", "b"], h5py.string_dtype())),
+    "arrays of any length": (CONTIGUOUS, stored(None, h5py.vlen_dtype("i4"), shape=(4,))),
+    "references": (CONTIGUOUS, stored(None, h5py.ref_dtype, shape=(4,))),
+    "a huge shape": ("is truncated", lambda file, _: claimed(file, (2**40, 12))),
+    "the largest shape": ("is truncated", lambda file, _: claimed(file, (2**60, 4))),
+    "compounds": (FIT, stored(np.zeros(4, [("a", "f4"), ("b", "i2")]))),
+    "a scalar": (FIT, stored(np.float16(3))),
+    "nothing": ("is damaged or no file of itmfeat", stored(h5py.Empty("f2"))),
+    "big-endian numbers": (FIT, stored(np.ones((240, 12)), ">f2")),
+}
+
+
+@pytest.fixture(scope="module")
+def opened(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is said of each foreign file, opened in a process that hangs if it follows a path out of a file.
+
+    All paths lead to named pipes that nobody writes to, and so does the only plugin that HDF5 could find.
+    """
+    folder = tmp_path_factory.mktemp("foreign")
+    for name in ("elsewhere.h5", "plugins"):
+        if name == "plugins":
+            (folder / name).mkdir()
+            os.mkfifo(folder / name / "libfilter.so")
+        else:
+            os.mkfifo(folder / name)
+    for number, (_, make) in enumerate(FOREIGN.values()):
+        path = Path(shutil.copy(toy_cache / "image" / "grid.h5", folder / f"{number}.h5"))
+
+        def change(file: h5py.File, make: Callable[[h5py.File, Path], object] = make) -> None:
+            del file["features"]
+            make(file, folder / "elsewhere.h5")
+
+        with h5py.File(path, "r+") as file:
+            change(file)
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom itmfeat.cache import FeatureFile\n"
+        "from itmfeat.errors import DataError\n"
+        "for number in range(int(sys.argv[2])):\n"
+        "    try:\n        FeatureFile(Path(sys.argv[1]) / f'{number}.h5')\n        print('opened')\n"
+        "    except DataError as error:\n        print(error, flush=True)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, folder, str(len(FOREIGN))],
+        env=os.environ | {"HDF5_PLUGIN_PATH": str(folder / "plugins")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return dict(zip(FOREIGN, run.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_strange_files_are_refused_unread(opened: dict[str, str], what: str) -> None:
+    assert re.search(FOREIGN[what][0], opened[what]), opened[what]
+
+
+def spec(**changes: object) -> FeatureSpec:
+    """Six items in three ranges."""
+    given = {"kind": "text", "backbone": "b", "dataset": "d", "lengths": np.full(6, 2), "dim": 4}
+    versions = json.dumps({"torch": "2.9.0", "numpy": "2.3"})
+    return FeatureSpec(**(given | {"range_items": 2, "versions": versions} | changes))  # type: ignore[arg-type]
+
+
+def fill(path: Path, given: FeatureSpec, stop: int | None = None) -> list[int]:
+    """Write at most `stop` pending ranges; returns what was pending."""
+    with FeatureWriter(path, given) as writer:
+        pending = writer.pending
+        for index in pending[:stop]:
+            writer.write(index, features=np.full((4, 4), index))
+        if stop is None:
+            writer.finish()
+    return pending
+
+
+def test_other_library_versions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    fill(path, spec(), 1)
+    newer = spec(versions=json.dumps({"torch": "2.10.0", "numpy": "2.3"}))
+    sentence = (
+        r"begun with torch 2\.9\.0, where now torch 2\.10\.0 .*; install torch 2\.9\.0 again .* or delete"
+    )
+    with pytest.raises(DataError, match=sentence):
+        FeatureWriter(path, newer)
+    with pytest.raises(DataError, match=r"other settings \(another fingerprint\)"):
+        FeatureWriter(path, spec(fingerprint='{"weights": "x"}'))
+    with pytest.raises(DataError, match="other settings;"):
+        FeatureWriter(path, spec(lengths=np.full(6, 3)))
+    assert fill(path, spec()) == [1, 2]
+
+
+def test_a_journal_of_rubbish_costs_only_what_it_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    fill(path, spec(), 2)
+    with journal_of(path).open("ab") as journal:
+        journal.write(b'\xff\xfe\n5\n[]\n{"range": "x", "sums": 3}\n{"range": 99, "sums": {}}\nnull\n\0\0\0')
+    assert fill(path, spec()) == [2]
+    assert FeatureFile(path).verify() == []
+
+
+def test_what_kills_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "c" / "a.h5"
+    fill(path, spec(), 1)
+    path.with_name("a.h5.part.fresh").write_bytes(b"half")
+    fill(path, spec())
+    journal_of(path).write_text("left between the rename and the removal")
+    (tmp_path / "c" / "dataset.h5.part").write_bytes(b"half")
+    write_index(tmp_path / "c" / "dataset.h5", "toy", STRINGS, COLUMNS)
+    clear_finished(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["a.h5", "dataset.h5"]
+    (tmp_path / "c" / "dataset.h5.part").write_bytes(b"half")
+    write_index(tmp_path / "c" / "dataset.h5", "toy", STRINGS, COLUMNS)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["a.h5", "dataset.h5"]
+
+
+def test_what_a_living_process_holds_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    fill(path, spec())
+    held = lock_file(journal_of(path), os.O_RDWR | os.O_CREAT, "held")
+    clear_finished(path)
+    assert journal_of(path).exists()
+    os.close(held)
+    clear_finished(path)
+    assert not journal_of(path).exists()
+
+
+def test_a_lock_on_a_removed_file_is_none(tmp_path: Path) -> None:
+    """Between opening and locking, the holder may remove the file: who waited locks the new one."""
+    path, flags = tmp_path / "a", os.O_RDWR | os.O_CREAT
+    first = lock_file(path, flags, "held")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lock_file, path, flags, None)
+        path.unlink()
+        os.close(first)
+        second = waiting.result(10)
+    with pytest.raises(DataError, match="held right now"):
+        lock_file(path, flags, "held")
+    os.close(second)
+
+
+def test_of_several_indexes_at_once_one_stays(tmp_path: Path) -> None:
+    def write(number: int) -> str:
+        try:
+            columns = COLUMNS | {"caption_id": np.array([number, 100, 101])}
+            return write_index(tmp_path / "dataset.h5", "toy", STRINGS, columns)
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(write, range(24)))
+    digest = read_index(tmp_path / "dataset.h5").digest
+    assert said.count(digest) == 1
+    assert sum("already holds toy with other images" in text for text in said) == 23
+    assert [file.name for file in tmp_path.iterdir()] == ["dataset.h5"]
+
+
+def test_an_import_beside_an_extraction_of_the_same_file(tmp_path: Path) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    source.mkdir()
+    np.save(source / "train_ims.npy", np.ones((2, 3, 4), np.float32))
+    (source / "train_caps.txt").write_text("a\nb\n")
+    path = cache / "image" / "butd36.h5"
+    with FeatureWriter(path, spec()):
+        second = call("cache", "import", "precomp", source, "--cache", cache)
+    assert second.exit_code == 3
+    sentence = f"error: another extraction is writing {path} right now; wait for it or stop it"
+    assert second.stderr.splitlines()[-1] == sentence
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one 8 MB of memory; `mount -o remount,size=` makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no leave to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up(disk: Path, tmp_path: Path) -> None:
+    large = spec(lengths=np.full(6, 125), dim=1000)  # 1.5 MB in three ranges
+
+    def write(path: Path) -> None:
+        with FeatureWriter(path, large) as writer:
+            for index in writer.pending:
+                writer.write(index, features=np.full((250, 1000), index))
+                others = disk / "others"
+                if not others.exists() and path.parent == disk:
+                    free = shutil.disk_usage(disk).free - 200_000
+                    with others.open("wb") as file:
+                        os.posix_fallocate(file.fileno(), 0, free)
+            writer.finish()
+
+    path = disk / "a.h5"
+    with pytest.raises(ItmfeatError, match=r"the disk of .*a.h5 is full; make room and repeat"):
+        write(path)
+    with pytest.raises(ItmfeatError, match=r"needs 4 MB and 0 MB are free"):
+        write(path)
+    (disk / "others").write_bytes(b"")
+    write(path)
+    write(tmp_path / "whole.h5")
+    assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert sorted(file.name for file in disk.iterdir()) == ["a.h5", "others"]
+    (disk / "others").unlink()
+
+
+@pytest.mark.parametrize("size", ["4k", "64k", "400k"])
+def test_an_index_on_a_full_disk(disk: Path, size: str) -> None:
+    with (disk / "others").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, (8 << 20) - int(size[:-1]) * 1024)
+    strings = STRINGS | {"caption": ["x" * 500_000, "y", "z"]}
+    with pytest.raises(ItmfeatError, match=r"the disk of .*dataset.h5 is full; make room and repeat"):
+        write_index(disk / "dataset.h5", "toy", strings, COLUMNS)
+    assert [file.name for file in disk.iterdir()] == ["others"]
+    (disk / "others").unlink()
+    write_index(disk / "dataset.h5", "toy", strings, COLUMNS)
+
+
+@pytest.mark.slow
+def test_an_index_of_the_size_of_coco_opens_quickly(tmp_path: Path) -> None:
+    images, captions = 123_287, 616_767
+    text = "a man riding a wave on top of a surfboard in the sea"
+    write_index(
+        tmp_path / "dataset.h5",
+        "coco",
+        {
+            "image_id": [str(number) for number in range(images)],
+            "image_file": [f"val2014/COCO_val2014_{number:012}.jpg" for number in range(images)],
+            "caption": [text] * captions,
+        },
+        {
+            "image_split": np.zeros(images, np.uint8),
+            "caption_id": np.random.default_rng(0).permutation(captions),
+            "caption_image": np.minimum(np.arange(captions) // 5, images - 1),
+        },
+    )
+    code = (
+        "import re, sys, time; from itmfeat.cache import open_cache\n"
+        "start = time.process_time(); open_cache(sys.argv[1]); print(time.process_time() - start)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
+    seconds, kilobytes = map(float, run.stdout.split())
+    assert seconds < 1  # of the processor, for the machine may be busy
+    assert kilobytes < 400_000  # with torch, which alone takes 230 MB
