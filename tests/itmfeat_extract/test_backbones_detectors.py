@@ -11,6 +11,8 @@ from checkpoints import PRECISIONS, WORDS, near, normalised, precision, save
 from PIL import Image
 
 from itmfeat.cache import FeatureFile, open_cache, verify
+from itmfeat.cache.formats import bring, send
+from itmfeat.cache.quantization import quantize_cache
 from itmfeat.cache.subset import subset
 from itmfeat.errors import MissingPackageError, UsageError
 from itmfeat_extract.backbones import Encoded, Layers, View, lanes, load_image
@@ -291,6 +293,21 @@ def test_regions_come_into_the_cache(tmp_path: Path) -> None:
         for name in open_cache(tmp_path / "part").index.image_id.tolist()
     ]
     np.testing.assert_array_equal(part.array("labels").reshape(20, 3), labels.reshape(70, 3)[rows])
+
+
+def test_labels_survive_int8_and_an_archive(tmp_path: Path) -> None:
+    pytest.importorskip("hdf5plugin")
+    model = tmp_path / "model"
+    checkpoint("detr", model)
+    options: dict[str, Any] = {"image_backbone": f"hf:{model}", "text_backbone": "none", "limit": 4}
+    cache = Path(str(extract("demo", tmp_path / "data", tmp_path / "cache", image_size=32, **options)))
+    quantize_cache(cache)
+    send("archive", cache, tmp_path / "packed")
+    back = bring("archive", tmp_path / "packed", tmp_path / "back")
+    assert verify(back) == []
+    labels = open_cache(cache).open("image", "hf-model@32").array("labels")
+    for name in ("hf-model@32", "hf-model@32@int8"):
+        np.testing.assert_array_equal(open_cache(back).open("image", name).array("labels"), labels)
 
 
 def test_a_damaged_label_is_found(tmp_path: Path) -> None:
