@@ -306,7 +306,7 @@ def test_labels_survive_int8_and_an_archive(tmp_path: Path) -> None:
     back = bring("archive", tmp_path / "packed", tmp_path / "back")
     assert verify(back) == []
     labels = open_cache(cache).open("image", "hf-model@32").array("labels")
-    for name in ("hf-model@32", "hf-model@32@int8"):
+    for name in ("hf-model@32", "hf-model@32-int8"):
         np.testing.assert_array_equal(open_cache(back).open("image", name).array("labels"), labels)
 
 
