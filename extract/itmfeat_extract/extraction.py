@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from itmfeat.cache import SPLITS, open_cache
+from itmfeat.cache import SPLITS, FeatureFile, open_cache
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import UsageError, unknown
 from itmfeat_extract import backbones
@@ -46,6 +46,10 @@ def extract(
     text_backbone: str = TEXT_DEFAULT,
     *,
     tokens: str = "all",
+    image_size: int | None = None,
+    resize: str | None = None,
+    layers: str | None = None,
+    text_layers: str | None = None,
     dtype: str = "float16",
     limit: int | None = None,
     workers: int | None = None,
@@ -59,13 +63,16 @@ def extract(
 
     `root` is the dataset's folder, `data/DATASET` by default; `cache` is `caches/DATASET` by default. What is
     already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
-    backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted.
+    backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted. Each
+    choice of `tokens` (`TokenPolicy`), `image_size`, `resize` and layers (`View`) makes a file of its own.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, list(DTYPES))
     policy = TokenPolicy.parse(tokens)
+    view = backbones.View(image_size, resize, backbones.Layers.parse(layers))
+    chosen = backbones.Layers.parse(text_layers)
     settings = Settings(dtype, workers or default_workers())
     if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
         if image_backbone not in (None, NONE) or any((root, cache, limit, fractions)):
@@ -80,18 +87,41 @@ def extract(
         images = image_backbone or IMAGE_DEFAULT
     if corpus.origin:
         note(corpus.origin)
-    image = None if images == NONE else backbones.load_image(images, device)
-    text = None if text_backbone == NONE else backbones.load_text(text_backbone, device)
+    image = _load_image(images, device, view)
+    text = _load_text(text_backbone, device, chosen)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype)
     digest = write_corpus(corpus, folder)
     if image:
-        path = folder / "image" / f"{backbones.slug(images)}{policy.suffix}.h5"
+        path = folder / "image" / f"{backbones.slug(images)}{view.suffix}{policy.suffix}.h5"
         extract_images(corpus, digest, path, image, policy, settings, progress)
     if text:
-        path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"
-        extract_texts(corpus, digest, path, text, settings, progress)
+        path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
+        _tell_of_cuts(extract_texts(corpus, digest, path, text, settings, progress), text.max_length, note)
     return folder
+
+
+def _load_image(name: str, device: str, view: backbones.View) -> backbones.ImageBackbone | None:
+    if name != NONE:
+        return backbones.load_image(name, device, view=view)
+    if view != backbones.DEFAULT_VIEW:
+        raise UsageError("no images are extracted here: leave out --image-size, --resize and --layers")
+    return None
+
+
+def _load_text(name: str, device: str, layers: backbones.Layers) -> backbones.TextBackbone | None:
+    if name != NONE:
+        return backbones.load_text(name, device, layers=layers)
+    if not layers.last:
+        raise UsageError("no text is extracted here: leave out --text-layers")
+    return None
+
+
+def _tell_of_cuts(path: Path, longest: int, note: Callable[[str], None]) -> None:
+    """Captions that were longer than the model reads."""
+    file = FeatureFile(path)
+    if cut := file.fingerprint.get("truncated"):
+        note(f"{cut} of {len(file)} captions were cut to the {longest} tokens that {path.stem} reads")
 
 
 def _indexed(folder: Path) -> Corpus:
@@ -127,7 +157,7 @@ def _plan(
         folder,
         len(corpus.image_ids),
         len(corpus.captions),
-        regions * image.dim * width if image else 0,
+        regions * (image.dim * width + (24 if policy.boxed(image) else 0)) if image else 0,
         tokens * text.dim * width if text else 0,
         shutil.disk_usage(place).free,
     )

@@ -24,6 +24,7 @@ from PIL import Image
 from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
+from itmfeat_extract.backbones.lanes import encode_pictures
 from itmfeat_extract.corpus import Corpus
 from itmfeat_extract.tokens import TokenPolicy
 
@@ -72,6 +73,8 @@ def extract_images(
         lengths=np.full(count, policy.regions(backbone), np.int64),
         dim=backbone.dim,
         pooled_dim=backbone.pooled_dim,
+        boxed=policy.boxed(backbone),
+        labelled=policy.boxed(backbone),
         tokens=str(policy),
         range_items=IMAGE_RANGE,
         **_provenance(backbone.fingerprint(), settings),
@@ -91,11 +94,10 @@ def extract_images(
     with FeatureWriter(path, spec) as writer:
         with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
             done = count - sum(len(writer.items(index)) for index in writer.pending)
-            for index, pixels in ranges:
-                encoded = backbone.encode(torch.from_numpy(pixels))
-                features = policy.apply(encoded, backbone)
-                writes.add(index, features=features, pooled=encoded.pooled)
-                done += len(pixels)
+            for index, pictures in ranges:
+                encoded = encode_pictures(backbone, pictures)
+                writes.add(index, **policy.apply(encoded, backbone))
+                done += len(pictures)
                 progress(backbone.name, done, count)
         return writer.finish()
 
@@ -132,7 +134,7 @@ def extract_texts(
             for index in writer.pending:
                 items = writer.items(index)
                 vectors, pooled = _encode_range(backbone, [ids[item] for item in items])
-                writes.add(index, features=vectors, pooled=pooled)
+                writes.add(index, features=vectors, **({} if pooled is None else {"pooled": pooled}))
                 done += len(items)
                 progress(backbone.name, done, count)
         return writer.finish()
@@ -165,18 +167,18 @@ def _encode_range(
 @contextmanager
 def _decoded(
     writer: FeatureWriter, decode: Callable[[int], NDArray[np.uint8]], workers: int
-) -> Iterator[Iterator[tuple[int, NDArray[np.uint8]]]]:
-    """The pending ranges as stacked pixels (B, H, W, 3), decoded in advance by threads."""
+) -> Iterator[Iterator[tuple[int, list[NDArray[np.uint8]]]]]:
+    """The pending ranges as pictures (H, W, 3), decoded in advance by threads."""
     pool = ThreadPoolExecutor(max(1, workers), "decode")
 
-    def ranges() -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def ranges() -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
         waiting: deque[tuple[int, list[Future[NDArray[np.uint8]]]]] = deque()
         for index in writer.pending:
             waiting.append((index, [pool.submit(decode, row) for row in writer.items(index)]))
             if len(waiting) > AHEAD:
-                yield _stacked(waiting.popleft())
+                yield _results(*waiting.popleft())
         while waiting:
-            yield _stacked(waiting.popleft())
+            yield _results(*waiting.popleft())
 
     try:
         yield ranges()
@@ -184,9 +186,8 @@ def _decoded(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _stacked(waiting: tuple[int, list[Future[NDArray[np.uint8]]]]) -> tuple[int, NDArray[np.uint8]]:
-    index, futures = waiting
-    return index, np.stack([future.result() for future in futures])
+def _results(index: int, futures: list[Future[NDArray[np.uint8]]]) -> tuple[int, list[NDArray[np.uint8]]]:
+    return index, [future.result() for future in futures]
 
 
 class _Writes:
@@ -197,15 +198,14 @@ class _Writes:
         self._pool = ThreadPoolExecutor(1, "write")
         self._last: Future[None] | None = None
 
-    def add(self, index: int, features: Any, pooled: Any) -> None:
-        """Hand over a range: tensors or arrays, features (vectors, D) and pooled (items, P) or None."""
+    def add(self, index: int, **payloads: Any) -> None:
+        """Hand over a range: tensors or arrays, as `FeatureWriter.write` takes them."""
         self._wait()
-        payloads = {"features": features} if pooled is None else {"features": features, "pooled": pooled}
         self._last = self._pool.submit(self._write, index, payloads)
 
     def _write(self, index: int, payloads: dict[str, Any]) -> None:
         arrays = {
-            name: value.float().cpu().numpy() if isinstance(value, torch.Tensor) else value
+            name: _widened(value).cpu().numpy() if isinstance(value, torch.Tensor) else value
             for name, value in payloads.items()
         }
         self._writer.write(index, **arrays)
@@ -221,6 +221,10 @@ class _Writes:
         self._pool.shutdown(wait=True)
         if kind is None:
             self._wait()
+
+
+def _widened(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.is_floating_point() else values
 
 
 def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, Any]:

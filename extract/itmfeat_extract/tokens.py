@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,21 +13,26 @@ from itmfeat_extract.backbones import Encoded, ImageBackbone
 
 @dataclass(frozen=True)
 class TokenPolicy:
-    """`all` regions, `pooled` to one vector, or a `grid` of H x W cells."""
+    """`all` regions, `pooled` to one vector, a `grid` of H x W cells, or the `topk` with the best scores."""
 
     kind: str = "all"
     grid: tuple[int, int] = (0, 0)
+    count: int = 0  # of topk
 
     @classmethod
     def parse(cls, text: str) -> "TokenPolicy":
-        """From the command line: all, pooled or grid:HxW."""
+        """From the command line: all, pooled, grid:HxW or topk:N."""
         if text in ("all", "pooled"):
             return cls(text)
         if (found := re.fullmatch(r"grid:(\d+)x(\d+)", text)) and int(found[1]) and int(found[2]):
             return cls("grid", (int(found[1]), int(found[2])))
-        raise UsageError(f"--tokens must be all, pooled or grid:HxW, not {text!r}")
+        if (found := re.fullmatch(r"topk:(\d+)", text)) and int(found[1]):
+            return cls("topk", count=int(found[1]))
+        raise UsageError(f"--tokens must be all, pooled, grid:HxW or topk:N, not {text!r}")
 
     def __str__(self) -> str:
+        if self.kind == "topk":
+            return f"topk:{self.count}"
         return f"grid:{self.grid[0]}x{self.grid[1]}" if self.kind == "grid" else self.kind
 
     @property
@@ -41,19 +46,47 @@ class TokenPolicy:
             return 1
         if self.kind == "all":
             return backbone.regions
+        if self.kind == "topk":
+            return self._best(backbone)
         if backbone.grid is None:
             raise UsageError(f"{backbone.name} has no grid of regions; use --tokens all or pooled")
         if self.grid[0] > backbone.grid[0] or self.grid[1] > backbone.grid[1]:
             raise UsageError(f"--tokens {self} is finer than the {backbone.grid} grid of {backbone.name}")
         return self.grid[0] * self.grid[1]
 
-    def apply(self, encoded: Encoded, backbone: ImageBackbone) -> Any:
-        """Vectors (B, R, D) -> the kept ones of all images one after another, (B * R', D)."""
-        vectors: Tensor = encoded.vectors
+    def boxed(self, backbone: ImageBackbone) -> bool:
+        """Whether the kept vectors have boxes, scores and labels: means of regions have none."""
+        return backbone.boxed and self.kind in ("all", "topk")
+
+    def apply(self, encoded: Encoded, backbone: ImageBackbone) -> dict[str, Tensor]:
+        """Payloads of a cache: `features` (B * R', D), all images one after another, and what else there is.
+
+        That is `boxes` (B * R', 4), `scores` and `labels` (B * R') of a detector, and `pooled` (B, P). `topk`
+        keeps a detector's queries by falling score; of equal scores the first.
+        """
+        found = {"features": encoded.vectors}
         if self.kind == "pooled":
-            vectors = vectors.mean(1, keepdim=True)
+            found["features"] = encoded.vectors.mean(1, keepdim=True)
         elif self.kind == "grid":
             assert backbone.grid is not None
-            plane = vectors.transpose(1, 2).reshape(len(vectors), -1, *backbone.grid)  # (B, D, H, W)
-            vectors = F.adaptive_avg_pool2d(plane, self.grid).flatten(2).transpose(1, 2)
-        return vectors.flatten(0, 1)
+            plane = encoded.vectors.transpose(1, 2).reshape(len(encoded.vectors), -1, *backbone.grid)
+            found["features"] = F.adaptive_avg_pool2d(plane, self.grid).flatten(2).transpose(1, 2)
+        elif encoded.boxes is not None and encoded.scores is not None and encoded.labels is not None:
+            found |= {"boxes": encoded.boxes, "scores": encoded.scores, "labels": encoded.labels}
+            if self.kind == "topk":
+                order = encoded.scores.sort(dim=1, descending=True, stable=True).indices[:, : self.count]
+                rows = torch.arange(len(order), device=order.device).unsqueeze(1)
+                found = {name: values[rows, order] for name, values in found.items()}
+        pooled = {} if encoded.pooled is None else {"pooled": encoded.pooled}
+        return {name: values.flatten(0, 1) for name, values in found.items()} | pooled
+
+    def _best(self, backbone: ImageBackbone) -> int:
+        if not backbone.boxed:
+            raise UsageError(
+                f"the regions of {backbone.name} have no scores; use --tokens all, pooled or grid:HxW"
+            )
+        if self.count > backbone.regions:
+            raise UsageError(
+                f"--tokens {self} is more than the {backbone.regions} regions of {backbone.name}"
+            )
+        return self.count

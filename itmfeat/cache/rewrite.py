@@ -27,6 +27,7 @@ def spec_of(file: FeatureFile, **changes: Any) -> FeatureSpec:
         dtype=str(file.attributes["dtype"]),
         pooled_dim=file.extents["pooled"].shape[1] if "pooled" in file.extents else 0,
         boxed="boxes" in file.extents,
+        labelled="labels" in file.extents,
         tokens=str(file.attributes["tokens"]),
         range_items=int(file.attributes["range_items"]),
         fingerprint=str(file.attributes["fingerprint"]),

@@ -1,7 +1,7 @@
 """Names, dtypes and the HDF5 side of the format: one place that knows how a cache file is laid out.
 
 A *payload* is a dataset whose bytes are covered by the checksums of ranges of items: `features`,
-`scales`, `pooled`, `boxes`, `scores`. Everything else in the file is its *skeleton*, covered by `seal`.
+`scales`, `pooled`, `boxes`, `scores`, `labels`. All else in the file is its *skeleton*, covered by `seal`.
 """
 
 import json
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from itmfeat.errors import DataError
 
-SCHEMA = 1
-"""Version of the format. It changes when a reader of the old one would misread a file."""
+SCHEMA, LABELLED = 1, 2
+"""Versions of the format, without and with `labels`: a reader of the first would misread the second."""
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
-PAYLOADS = ("features", "scales", "pooled", "boxes", "scores")
+PAYLOADS = ("features", "scales", "pooled", "boxes", "scores", "labels")
 CHECKSUM_BYTES = 16  # of the SHA-256 of each payload of each range
 SEAL_BYTES = 32  # SHA-256 of the skeleton
 PAGE = 4096  # payloads start on a page, so that they can be mapped, advised and read directly
@@ -106,12 +106,12 @@ def attributes(file: h5py.File) -> dict[str, str | int]:
     return found
 
 
-def check_version(file: h5py.File, path: Path) -> None:
+def check_version(file: h5py.File, path: Path, known: tuple[int, ...] = (SCHEMA,)) -> None:
     """A DataError if the file says that it has another schema: then nothing else in it can be judged."""
     found = file.attrs.get("schema")
-    if isinstance(found, np.integer) and found != SCHEMA:
+    if isinstance(found, np.integer) and found not in known:
         raise DataError(
-            f"{path} has schema {found}, this version reads {SCHEMA}; "
+            f"{path} has schema {found}, this version reads {' and '.join(map(str, known))}; "
             "extract it again or use the version that wrote it"
         )
 
@@ -203,10 +203,12 @@ def check_fit(
     }
     for name, extent in payloads.items():
         rows = items if name == "pooled" else vectors
-        dims = 1 if name in ("scales", "scores") else 2
+        dims = 1 if name in ("scales", "scores", "labels") else 2
         fits[name] = extent.shape[:1] == (rows,) and len(extent.shape) == dims
-        fits[name] &= name == "features" or extent.dtype == np.float32
+        fits[name] &= name == "features" or extent.dtype == (np.int32 if name == "labels" else np.float32)
         fits[name] &= name != "boxes" or extent.shape[1] == 4
+    if "labels" in payloads:
+        fits["labels"] &= found.get("schema") == LABELLED
     spans = sorted((extent.offset, extent.nbytes) for extent in payloads.values() if extent.nbytes)
     fits["places"] = all(start + size <= after for (start, size), (after, _) in pairwise(spans))
     if wrong := [name for name, fit in fits.items() if not fit]:

@@ -25,7 +25,7 @@ from itmfeat.cache import schema, seal
 from itmfeat.cache.journal import Entries, Journal, difference, journal_of
 from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
 
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8, "int32": torch.int32}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class FeatureSpec:
     dtype: str = "float16"
     pooled_dim: int = 0
     boxed: bool = False  # detector regions carry boxes and scores
+    labelled: bool = False  # and the number of a class
     tokens: str = "all"
     range_items: int = 128
     fingerprint: str = "{}"  # JSON: weights digest, preprocessing, licence, ...
@@ -63,12 +64,14 @@ class FeatureSpec:
             shapes["pooled"] = ((items, self.pooled_dim), np.float32)
         if self.boxed:
             shapes |= {"boxes": ((vectors, 4), np.float32), "scores": ((vectors,), np.float32)}
+        if self.labelled:
+            shapes["labels"] = ((vectors,), np.int32)
         return shapes
 
     def attributes(self) -> dict[str, str | int]:
         """What the file says of itself."""
         return {
-            "schema": schema.SCHEMA,
+            "schema": schema.LABELLED if self.labelled else schema.SCHEMA,
             "kind": self.kind,
             "backbone": self.backbone,
             "dataset": self.dataset,
@@ -202,7 +205,7 @@ class FeatureWriter:
         return range(first, min(first + self.spec.range_items, len(self.spec.lengths)))
 
     def write(self, index: int, **payloads: NDArray[Any]) -> None:
-        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, `scores` if any.
+        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, ... if any.
 
         Values are rounded to the dtype of the file; those of int8 may come with their `scales`, as they are
         stored. Any number of ranges may be written at once.
@@ -294,7 +297,7 @@ def layout(path: Path) -> tuple[dict[str, schema.Extent], schema.Extent, schema.
     A DataError if the file has another schema, if its datasets do not fit together, or its `offsets` them.
     """
     with schema.open_file(path) as file:
-        schema.check_version(file, path)
+        schema.check_version(file, path, (schema.SCHEMA, schema.LABELLED))
         found = {name: schema.extent(file, name, path) for name in schema.PAYLOADS}
         payloads = {name: value for name, value in found.items() if value is not None}
         sums, sealed = schema.extent(file, "checksums", path), schema.extent(file, "seal", path)

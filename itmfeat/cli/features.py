@@ -8,6 +8,8 @@ import typer
 
 from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_app, command, print_json
 
+TextOption = Annotated[str, typer.Option(help="See `itmfeat backbones`. Without text: none.")]
+LayersOption = Annotated[str | None, typer.Option(help="-2, mean:-1,-2 or concat:-1,-4; else the last.")]
 IMPORTS = "precomp (a SCAN folder), tsv, npz, clip-retrieval or archive."
 EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
 
@@ -22,10 +24,12 @@ def extract(
     image_backbone: Annotated[
         str | None, typer.Option(help="See `itmfeat backbones`; efficientnet-lite0. Without images: none.")
     ] = None,
-    text_backbone: Annotated[
-        str, typer.Option(help="See `itmfeat backbones`. Without text: none.")
-    ] = "minilm-l6",
-    tokens: Annotated[str, typer.Option(help="all, pooled or grid:HxW.")] = "all",
+    text_backbone: TextOption = "minilm-l6",
+    tokens: Annotated[str, typer.Option(help="all, pooled, grid:HxW, or topk:N of a detector.")] = "all",
+    image_size: Annotated[int | None, typer.Option(help="Pixels an edge; as the backbone says.")] = None,
+    resize: Annotated[str | None, typer.Option(help="crop or squash; as the backbone says.")] = None,
+    layers: LayersOption = None,
+    text_layers: LayersOption = None,
     dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
@@ -47,7 +51,6 @@ def extract(
     from itmfeat_extract.extraction import extract as run
 
     asked = _given(val=val_fraction, test=test_fraction, seed=split_seed)
-    fractions = dataclasses.replace(DEFAULT_FRACTIONS, **asked) if asked else None
     with Meter() as meter:
         made = run(
             dataset,
@@ -56,23 +59,30 @@ def extract(
             image_backbone,
             text_backbone,
             tokens=tokens,
+            image_size=image_size,
+            resize=resize,
+            layers=layers,
+            text_layers=text_layers,
             dtype=dtype,
             limit=limit,
             workers=workers,
             device=device,
-            fractions=fractions,
+            fractions=dataclasses.replace(DEFAULT_FRACTIONS, **asked) if asked else None,
             dry_run=dry_run,
             progress=meter.count,
             note=note,
         )
     if isinstance(made, Plan):
-        facts = vars(made)
-        if as_json:
-            print_json(facts)
-        else:
-            print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
+        _print_plan(vars(made), as_json)
     else:
         _print_info(made, as_json)
+
+
+def _print_plan(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
 
 
 @command(cache_app, "info")

@@ -1,7 +1,7 @@
 """Commands that list what there is: losses, backbones, this machine."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,15 +53,20 @@ def robust(as_json: JsonOption = False) -> None:
 
 @command(app)
 def backbones(as_json: JsonOption = False) -> None:
-    """List the frozen encoders that have a name."""
-    from itmfeat_extract.backbones import PRESETS
+    """List the frozen encoders that have a name, and what they take of the disk for COCO.
 
-    rows = [
+    That is every vector of 123,287 images or 616,767 captions (of 14 tokens on the average) in float16;
+    `extract --tokens` keeps less.
+    """
+    from itmfeat_extract.backbones import PRESETS, coco_bytes
+
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "kind": preset.kind,
             "tokens": preset.tokens,
             "licence": preset.licence,
+            "coco_bytes": coco_bytes(preset),
             "source": preset.source,
         }
         for name, preset in PRESETS.items()
@@ -69,9 +74,12 @@ def backbones(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
+    print(f"{'name':18} {'kind':6} {'tokens':10} {'COCO':>9}  {'licence':14} source")
     for row in rows:
-        print(f"{row['name']:20} {row['kind']:6} {row['tokens']:12} {row['licence']:14} {row['source']}")
-    print("hf:ID_OR_FOLDER      any transformers vision or text encoder of a known family")
+        size = f"{row['coco_bytes'] / 1e9:.1f} GB"
+        start = f"{row['name']:18} {row['kind']:6} {row['tokens']:10} {size:>9}"
+        print(f"{start}  {row['licence']:14} {row['source']}")
+    print("hf:ID_OR_FOLDER    any transformers vision encoder, detector or text encoder of a known family")
 
 
 @command(app)

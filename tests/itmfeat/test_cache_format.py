@@ -18,7 +18,7 @@ import torch
 from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, Gather, open_cache, write_index
 
 PAGE = (Path(__file__).parents[2] / "itmfeat" / "cache" / "README.md").read_text()
-PAYLOADS = ("features", "scales", "pooled", "boxes", "scores")
+PAYLOADS = ("features", "scales", "pooled", "boxes", "scores", "labels")
 FILES = ("dataset.h5", "image/grid.h5", "text/words.h5", "detector.h5")
 LENGTHS = np.array([3, 0, 4, 1, 2, 5, 1])
 
@@ -90,13 +90,14 @@ def detector_payloads() -> dict[str, np.ndarray]:
         "features": features,
         "boxes": rng.random((vectors, 4), np.float32),
         "scores": rng.random(vectors, np.float32),
+        "labels": rng.integers(0, 91, vectors).astype(np.int32),
         "pooled": rng.standard_normal((len(LENGTHS), 3)).astype(np.float32),
     }
 
 
 def detector_spec() -> FeatureSpec:
     return FeatureSpec(
-        "image", "détecteur", "d", LENGTHS, 6, dtype="int8", pooled_dim=3, boxed=True, range_items=2
+        "image", "détecteur", "d", LENGTHS, 6, "int8", pooled_dim=3, boxed=True, labelled=True, range_items=2
     )
 
 
@@ -184,7 +185,7 @@ def test_quantisation(files: Path) -> None:
     assert page["features"].min() >= -127
     restored = np.concatenate([page.vectors(item) for item in range(len(LENGTHS))])
     assert (np.abs(restored - given["features"]) <= scales[:, None] * 0.501).all()
-    for name in ("boxes", "scores", "pooled"):
+    for name in ("boxes", "scores", "labels", "pooled"):
         np.testing.assert_array_equal(page[name], given[name])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from itmfeat.errors import DataError, MissingPackageError, UsageError
-from itmfeat_extract.backbones import PRESETS, hub, load_image, load_text, slug
+from itmfeat_extract.backbones import PRESETS, coco_bytes, hub, load_image, load_text, slug
 from itmfeat_extract.backbones.placement import place
 
 
@@ -36,6 +36,7 @@ def test_presets_of_both_kinds_say_what_they_are() -> None:
         ("efficientnet-lite0", "efficientnet-lite0"),
         ("hf:openai/clip-vit-base-patch32", "hf-openai-clip-vit-base-patch32"),
         ("hf:bert-base-uncased", "hf-bert-base-uncased"),
+        ("hf:facebook/detr-resnet-50@no_timm", "hf-facebook-detr-resnet-50-no_timm"),
         ("hf:/data/models/mine v2", "hf-mine-v2"),
         ("hf:/data/models/mine/", "hf-mine"),
         ("hf:../models/mine", "hf-mine"),
@@ -96,7 +97,11 @@ def test_no_network_and_no_weights(no_network: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "message"),
-    [("GatedRepoError", "owner/model is gated"), ("RepositoryNotFoundError", "no model 'owner/model'")],
+    [
+        ("GatedRepoError", "owner/model is gated: ask for access .* `hf auth login`, or name a folder"),
+        ("RepositoryNotFoundError", "no model 'owner/model'"),
+        ("RevisionNotFoundError", "owner/model has no revision 'old'"),
+    ],
 )
 def test_the_hub_refuses(error: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
@@ -109,8 +114,9 @@ def test_the_hub_refuses(error: str, message: str, monkeypatch: pytest.MonkeyPat
         raise kind.__new__(kind)  # to initialise it takes a response of whatever client the hub has today
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(DataError, match=rf"{message}.*https://huggingface.co/owner/model"):
-        load_image("hf:owner/model", "cpu")
+    with pytest.raises(DataError, match=message) as caught:
+        load_image("hf:owner/model@old", "cpu")
+    assert "https://huggingface.co/owner/model" in str(caught.value)
 
 
 def test_a_download_takes_safetensors_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +124,10 @@ def test_a_download_takes_safetensors_first(tmp_path: Path, monkeypatch: pytest.
 
     asked = []
 
-    def download(repository: str, allow_patterns: list[str], local_files_only: bool, **_: object) -> str:
-        assert repository == "owner/model"
+    def download(
+        repository: str, revision: str | None, allow_patterns: list[str], local_files_only: bool, **_: object
+    ) -> str:
+        assert (repository, revision) == ("owner/model", None)
         asked.append((allow_patterns[-1], local_files_only))
         (tmp_path / "config.json").write_text("{}")
         if "pytorch_model*.bin" in allow_patterns:
@@ -159,6 +167,23 @@ def test_unknown_model_types_name_the_known(tmp_path: Path) -> None:
         load_image(f"hf:{tmp_path}", "cpu")
     with pytest.raises(UsageError, match=r"unknown text model type .* known are bert, "):
         load_text(f"hf:{tmp_path}", "cpu")
+
+
+def test_checkpoints_of_timm_and_open_clip_are_told_from_those_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for config, form in (
+        ({"architecture": "vit"}, "timm"),
+        ({"model_cfg": {}}, "open_clip"),
+        ({}, "unknown"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(DataError, match=rf"no checkpoint of transformers \(its form: {form}\); take one"):
+            load_image(f"hf:{tmp_path}", "cpu")
+
+
+def test_what_coco_takes() -> None:
+    assert coco_bytes(PRESETS["clip-b32"]) == 123_287 * 49 * 768 * 2
+    assert coco_bytes(PRESETS["minilm-l6"]) == 616_767 * 14 * 384 * 2
 
 
 def test_digests(tmp_path: Path) -> None:

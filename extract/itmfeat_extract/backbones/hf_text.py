@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from itmfeat.errors import DataError, unknown
+from itmfeat.errors import unknown
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint, Tokenized
 from itmfeat_extract.backbones.placement import Placement, place, readable
-
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
-
+from itmfeat_extract.backbones.view import Layers
 
 CPU_STEP = 16  # captions that a core computes at once
 
@@ -48,6 +44,8 @@ FAMILIES: dict[str, Family] = {
     "roberta": Family("RobertaModel", with_pooler=False, padded_positions=True),
     "mpnet": Family("MPNetModel", with_pooler=False, padded_positions=True),
     "distilbert": Family("DistilBertModel"),
+    "electra": Family("ElectraModel"),
+    "modernbert": Family("ModernBertModel"),
     "clip": CLIP,
     "clip_text_model": CLIP,
     "siglip": SIGLIP,
@@ -67,9 +65,10 @@ class TransformersText:
     tokenizer: Any
     family: Family
     pooled: str  # "none" where the checkpoint lacks the projection
-    dim: int
-    pooled_dim: int
+    layers: Layers
     max_length: int
+    dim: int = 0
+    pooled_dim: int = 0
 
     @property
     def pad_id(self) -> int:
@@ -105,8 +104,12 @@ class TransformersText:
         ids, lengths = ids.to(self.placement.device), lengths.to(self.placement.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (B, L)
         with self.placement.autocast():
-            answer = self.model(input_ids=ids, attention_mask=None if self.family.fixed else mask.long())
-        vectors = answer.last_hidden_state
+            answer = self.model(
+                input_ids=ids,
+                attention_mask=None if self.family.fixed else mask.long(),
+                output_hidden_states=not self.layers.last,
+            )
+        vectors = self.layers.of(answer.get("hidden_states"), answer.last_hidden_state)
         pooled = self._pooled(answer, vectors, mask)
         return Encoded(readable(F.pad(vectors, (0, 0, 0, padded - needed))), pooled)
 
@@ -116,12 +119,20 @@ class TransformersText:
             **self.origin,
             "tokenizer": self.vocabulary,
             "architecture": type(self.model).__name__,
-            "layer": "last_hidden_state",
+            "layer": self.layers.described,
             "pooled": self.pooled,
             "dtype": self.placement.dtype_name,
             "max_length": self.max_length,
             "case": "lower" if self.family.lower else "as its tokenizer does",
         }
+
+    def measured(self) -> TransformersText:
+        """With the sizes that a caption shows."""
+        ids = torch.tensor(self._ids(["a"]))
+        seen = self._encode(ids, torch.tensor([ids.shape[1]]))
+        return replace(
+            self, dim=seen.vectors.shape[2], pooled_dim=0 if seen.pooled is None else seen.pooled.shape[1]
+        )
 
     def _ids(self, captions: list[str], max_length: int | None = None) -> list[list[int]]:
         if not captions:
@@ -143,53 +154,31 @@ class TransformersText:
         return readable((weight @ vectors).squeeze(1))
 
 
-def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None) -> TransformersText:
+def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, layers: Layers) -> TransformersText:
     """The text encoder of a checkpoint, also of one that holds a vision encoder beside it."""
     placement = place(device, dtype)
     folder, model_type = checkpoint.folder, checkpoint.model_type
     family = FAMILIES.get(model_type)
     if family is None:
         raise unknown(f"text model type (of {checkpoint.name})", model_type, list(FAMILIES))
-    tokenizer = _tokenizer(folder)
+    tokenizer = hub.load_tokenizer(folder)
     options = {} if family.with_pooler else {"add_pooling_layer": False}
     optional = [family.projection] if family.projection else []
     model, missing = hub.load_model(family.architecture, folder, optional, **options)
-    config, pooled = model.config, "none" if missing else family.pooled
-    return TransformersText(
+    config = model.config
+    backbone = TransformersText(
         checkpoint.name,
         checkpoint.fingerprint(),
-        hub.digest([folder / file for file in TOKENIZER_FILES if (folder / file).is_file()]),
+        hub.digest([folder / file for file in hub.TOKENIZER_FILES if (folder / file).is_file()]),
         placement,
         model.to(placement.device),
         tokenizer,
         family,
-        pooled,
-        config.hidden_size,
-        _pooled_dim(pooled, config),
+        "none" if missing else family.pooled,
+        layers,
         _max_length(tokenizer, family, config),
     )
-
-
-def _tokenizer(folder: Path) -> Any:
-    # Without this, transformers makes a tokenizer that knows no word.
-    if not any((folder / file).is_file() for file in VOCABULARIES):
-        raise DataError(f"{folder.name} has no tokenizer: one of {', '.join(VOCABULARIES)} is needed")
-    with hub.quiet():
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # missing or damaged files, a package for an old format
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise DataError(f"the tokenizer of {folder.name} cannot be loaded: {reason}") from error
-
-
-def _pooled_dim(pooled: str, config: Any) -> int:
-    if pooled == "none":
-        return 0
-    if pooled == "text_embeds" or (pooled == "pooler_output" and hasattr(config, "projection_size")):
-        return int(config.projection_dim if pooled == "text_embeds" else config.projection_size)
-    return int(config.hidden_size)
+    return backbone.measured()
 
 
 def _max_length(tokenizer: Any, family: Family, config: Any) -> int:

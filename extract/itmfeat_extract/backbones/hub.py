@@ -27,6 +27,8 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "tokenizer_config.json")
 SMALL_FILES = ["*.json", "*.txt", "*.model"]
 
 
@@ -42,7 +44,14 @@ class Checkpoint:
     @property
     def model_type(self) -> str:
         """The key of a family."""
-        return str(read_json(self.folder / "config.json").get("model_type"))
+        config = read_json(self.folder / "config.json")
+        if "model_type" not in config:
+            ours = "timm" if "architecture" in config else "open_clip" if "model_cfg" in config else "unknown"
+            raise DataError(
+                f"{self.name} is no checkpoint of transformers (its form: {ours}); take one whose "
+                "config.json names a model_type, as laion/CLIP-ViT-B-32-laion2B-s34B-b79K does"
+            )
+        return str(config["model_type"])
 
     def fingerprint(self) -> Fingerprint:
         """Which weights; reads them once more, as fast as the disk gives them."""
@@ -55,8 +64,8 @@ class Checkpoint:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source is a path: the hub knows only `NAME` and `OWNER/NAME`."""
-    return not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) or Path(source).is_dir()
+    """Whether a source is a path: the hub knows only `NAME` and `OWNER/NAME`, and `@REVISION` behind them."""
+    return not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(@[\w.-]+)?", source) or Path(source).is_dir()
 
 
 def label(source: str) -> str:
@@ -133,16 +142,35 @@ def load_model(
             model, report = getattr(transformers, architecture).from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **options
             )
+        except ImportError as error:  # some detectors were saved with a backbone of timm
+            package = "timm" if "timm" in str(error) else str(error.name or "a package")
+            raise MissingPackageError(f"{folder.name} needs {package}: pip install {package}") from error
         except Exception as error:  # the libraries below raise some ten types for a damaged file
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DataError(f"{folder.name} cannot be loaded as {architecture}: {reason}") from error
-    missing = set(report["missing_keys"])
+    # Steps of training, counted by batch norms: older files lack them, and nothing here reads them.
+    missing = {key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")}
     if missing - set(optional):
         example = min(missing - set(optional))
         raise DataError(
             f"{folder.name} lacks weights of {architecture}: {len(missing)}, among them {example}"
         )
     return model.eval().requires_grad_(False), missing
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint."""
+    # Without this, transformers makes a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise DataError(f"{folder.name} has no tokenizer: one of {', '.join(VOCABULARIES)} is needed")
+    with quiet():
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # missing or damaged files, a package for an old format
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise DataError(f"the tokenizer of {folder.name} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -174,14 +202,21 @@ def _complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and bool(files) and all(f.is_file() for f in files)
 
 
-def _snapshot(repository: str) -> Path:
+def _snapshot(source: str) -> Path:
     """The hub's own cache if it has the model, else a download."""
+    repository, _, revision = source.partition("@")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     def fetch(*patterns: str, offline: bool = False) -> Path:
         folder = snapshot_download(
             repository,
+            revision=revision or None,
             allow_patterns=[*SMALL_FILES, *patterns],
             ignore_patterns=["*/*"],  # the same weights again for other frameworks
             local_files_only=offline,
@@ -189,6 +224,7 @@ def _snapshot(repository: str) -> Path:
         return Path(folder)
 
     page = f"https://huggingface.co/{repository}"
+    asked = f"{repository} --revision {revision}" if revision else repository
     with quiet():
         try:
             folder = fetch(offline=True)
@@ -201,8 +237,11 @@ def _snapshot(repository: str) -> Path:
             folder = folder if weight_files(folder) else fetch("pytorch_model*.bin")
         except GatedRepoError as error:
             raise DataError(
-                f"{repository} is gated: ask for access at {page}, then `hf auth login`"
+                f"{repository} is gated: ask for access at {page}, then `hf auth login`, or name a folder "
+                "that holds it as hf:FOLDER"
             ) from error
+        except RevisionNotFoundError as error:
+            raise DataError(f"{repository} has no revision {revision!r}: see {page}/tree/main") from error
         except RepositoryNotFoundError as error:
             raise DataError(
                 f"the hub has no model {repository!r}, or not for you: see {page}, or name a "
@@ -210,9 +249,8 @@ def _snapshot(repository: str) -> Path:
             ) from error
         except Exception as error:  # no name server, no route, a proxy, HF_HUB_OFFLINE, a full disk, ...
             raise DataError(
-                f"{repository} is not on this machine and the hub cannot be reached: run `hf download "
-                f"{repository}` where there is a network and set HF_HOME to that cache, or name a folder as "
-                "hf:FOLDER"
+                f"{source} is not on this machine and the hub cannot be reached: run `hf download {asked}` "
+                "where there is a network and set HF_HOME to that cache, or name a folder as hf:FOLDER"
             ) from error
     if not _complete(folder):
         raise DataError(f"{repository} holds no weights that transformers can read: see {page}")

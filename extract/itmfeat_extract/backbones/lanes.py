@@ -1,4 +1,4 @@
-"""Batches on a CPU: every core takes parts of the batch and computes them alone.
+"""Batches on a CPU: every core takes parts of the batch and computes them alone. Pictures of unequal size.
 
 torch's own way, all cores on one operator after the other, makes each core wait for the slowest at the end of
 every operator. Beside the threads that decode pictures, or anything else on the machine, that costs most of
@@ -11,13 +11,18 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from threading import Barrier, Lock
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from itmfeat_extract.backbones.base import Encoded
+from itmfeat_extract.backbones.base import Encoded, ImageBackbone
 
+BATCH_PIXELS = 64 * 448 * 448
 _lock = Lock()
 
 
@@ -30,12 +35,48 @@ def encode_in_parts(encode: Callable[..., Encoded], step: int, *batch: Tensor) -
         encoded = list(pool.map(lambda part: encode(*part), parts))
     else:  # other ways of torch to share work count their threads for the whole process
         encoded = [encode(*part) for part in parts]
-    if len(encoded) == 1:
-        return encoded[0]
-    pooled = [each.pooled for each in encoded if each.pooled is not None]
+    return encoded[0] if len(encoded) == 1 else _joined(encoded)
+
+
+def encode_pictures(backbone: ImageBackbone, pictures: list[NDArray[np.uint8]]) -> Encoded:
+    """`encode` of pictures (H, W, 3): those of equal size are one batch, and nothing is padded.
+
+    So what a picture gives does not depend on its neighbours. On the CPU batches run beside each other, since
+    a batch of one would keep one core busy; elsewhere one at a time, and large pictures a few at a time.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, picture in enumerate(pictures):
+        groups.setdefault(picture.shape, []).append(row)
+    rows = [part for (high, wide, _), all_rows in groups.items() for part in _parts(all_rows, high * wide)]
+    batches = [torch.from_numpy(np.stack([pictures[row] for row in part])) for part in rows]
+    if len(batches) == 1:
+        return backbone.encode(batches[0])
+    workers = torch.get_num_threads() if backbone.placement.device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers, "batch") as pool:
+        encoded = list(pool.map(backbone.encode, batches))
+    return _joined(encoded, torch.tensor(list(chain(*rows))).argsort())
+
+
+def _parts(rows: list[int], pixels: int) -> list[list[int]]:
+    """Pictures of so many pixels each, in batches whose activations a small GPU can hold."""
+    step = max(1, BATCH_PIXELS // pixels)
+    return [rows[first : first + step] for first in range(0, len(rows), step)]
+
+
+def _joined(parts: list[Encoded], order: Tensor | None = None) -> Encoded:
+    """Batches one after another as one, then its items in another order (B,)."""
+
+    def join(values: list[Any]) -> Tensor | None:
+        if values[0] is None:
+            return None
+        whole = torch.cat(values)
+        return whole if order is None else whole[order.to(whole.device)]
+
     with torch.inference_mode():
-        vectors = torch.cat([each.vectors for each in encoded])
-        return Encoded(vectors, torch.cat(pooled) if pooled else None)
+        found = {name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+    vectors = found.pop("vectors")
+    assert vectors is not None
+    return Encoded(vectors, **found)
 
 
 @cache

@@ -5,7 +5,7 @@ between the workers and the device. What stands in a checkpoint's `preprocessor_
 here instead, and followed to the pixel. Subtracting the mean happens on the device (`placement.Normaliser`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, UsageError, unknown
 from itmfeat_extract.backbones.base import Fingerprint
 from itmfeat_extract.backbones.hub import read_json
 
 ORIENTATION = 0x0112  # the EXIF tag
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5]
+DETECTOR: dict[str, Any] = {
+    "size": {"shortest_edge": 800, "longest_edge": 1333},
+    "resample": 2,
+    "image_mean": IMAGENET_MEAN,
+    "image_std": IMAGENET_STD,
+}
 # What a processor of transformers does where its file does not say, by the name before `ImageProcessor`.
 # An integer size means the shortest edge for some and a square for others.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -52,7 +59,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": HALF,
         "image_std": HALF,
     },
+    "ConvNext": {
+        "size": {"shortest_edge": 384},
+        "crop_pct": 224 / 256,
+        "resample": 3,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
+    # transformers has this one for torchvision alone, which resizes after the division by 255: no rounding.
+    "DINOv3ViT": {
+        "size": {"height": 224, "width": 224},
+        "resample": 2,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
+    "Detr": DETECTOR,
+    "ConditionalDetr": DETECTOR,
+    "DeformableDetr": DETECTOR,
+    "GroundingDino": DETECTOR,
+    "RTDetr": {"size": {"height": 640, "width": 640}, "resample": 2, "do_normalize": False}
+    | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD},
 }
+RESIZES = ("crop", "squash")
 
 
 @dataclass(frozen=True)
@@ -65,14 +93,47 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     rescale: float = 1 / 255
+    longest: int | None = None  # the shortest edge gets smaller where the longest would exceed this
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of what comes out."""
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of what comes out; None where they depend on the picture."""
         if self.crop is not None:
             return self.crop
-        assert not isinstance(self.resize, int), "a size that depends on the picture"
-        return self.resize
+        return None if isinstance(self.resize, int) else self.resize
+
+    def changed(self, image_size: int | None, resize: str | None) -> "Preprocessing":
+        """For pictures of another size (of the shortest edge where sizes vary), cropped or squashed."""
+        if resize not in (None, *RESIZES):
+            raise unknown("way to resize", resize, list(RESIZES))
+        if image_size is not None and not 1 <= image_size <= 4096:
+            raise UsageError(f"the image size must be 1 to 4096 pixels, not {image_size}")
+        if image_size is None and resize is None:
+            return self
+        if self.longest is not None and isinstance(self.resize, int):
+            return self._rescaled(self.resize, self.longest, image_size or self.resize, resize)
+        assert self.size is not None
+        height, width = (image_size, image_size) if image_size else self.size
+        if (resize or self.way) == "squash":
+            return replace(self, resize=(height, width), crop=None)
+        edge = max(height, width)
+        if self.crop is not None and isinstance(self.resize, int):  # the same margin is cut
+            edge = round(self.resize * edge / max(self.crop))
+        return replace(self, resize=edge, crop=(height, width))
+
+    def _rescaled(self, shortest: int, longest: int, size: int, resize: str | None) -> "Preprocessing":
+        if resize == "crop":
+            raise UsageError("a detector sees whole pictures, as its boxes are parts of them: leave crop out")
+        if resize == "squash":
+            return replace(self, resize=(size, size), longest=None)
+        return replace(self, resize=size, longest=round(longest * size / shortest))
+
+    @property
+    def way(self) -> str:
+        """`squash` to the size, `crop` the centre, or keep the proportions between two `edges`."""
+        if not isinstance(self.resize, int):
+            return "squash"
+        return "crop" if self.longest is None else "edges"
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Any picture -> pixels (H, W, 3)."""
@@ -86,10 +147,12 @@ class Preprocessing:
 
     def fingerprint(self) -> Fingerprint:
         """Every number that decides a pixel's value."""
+        edges: Any = self.resize if self.longest is None else (self.resize, self.longest)
+        size: Fingerprint = {"size": list(self.size)} if self.size else {}
         return {
-            "resize": "crop" if isinstance(self.resize, int) else "squash",
-            "resize_to": self.resize if isinstance(self.resize, int) else list(self.resize),
-            "size": list(self.size),
+            "resize": self.way,
+            "resize_to": edges if isinstance(edges, int) else list(edges),
+            **size,
             "resample": self.resample.name.lower(),
             "rescale": self.rescale,
             "mean": list(self.mean),
@@ -99,8 +162,13 @@ class Preprocessing:
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if not isinstance(self.resize, int):
             return self.resize
-        longest = int(self.resize * max(height, width) / min(height, width))
-        return (longest, self.resize) if width <= height else (self.resize, longest)
+        shortest, ratio = float(self.resize), max(height, width) / min(height, width)
+        if self.longest is not None and ratio * shortest > self.longest:
+            shortest = self.longest * min(height, width) / max(height, width)
+        if min(height, width) == round(shortest) and self.longest is not None:
+            return height, width
+        longest = int(shortest * max(height, width) / min(height, width))
+        return (longest, round(shortest)) if width <= height else (round(shortest), longest)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -138,7 +206,7 @@ def read(folder: Path, default: str) -> Preprocessing:
         raise DataError(f"{folder.name}: no image processor {kind!r} here; known are {known}")
     given = {key: value for key, value in config.items() if value is not None}
     try:
-        return _preprocessing(DEFAULTS[kind] | given, "shortest_edge" in DEFAULTS[kind]["size"])
+        return _preprocessing(DEFAULTS[kind] | given, DEFAULTS[kind]["size"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder.name}: its image preprocessing cannot be followed ({error}): a fixed height and "
@@ -146,15 +214,25 @@ def read(folder: Path, default: str) -> Preprocessing:
         ) from error
 
 
-def _preprocessing(config: dict[str, Any], by_edge: bool) -> Preprocessing:
-    if not config.get("do_resize", True) or config.get("do_pad", False):
+def _preprocessing(config: dict[str, Any], default: dict[str, int]) -> Preprocessing:
+    """The preprocessing of a processor whose usual size is `default`: that tells what a bare number means."""
+    by_edge, detects = "shortest_edge" in default, "longest_edge" in default
+    if not config.get("do_resize", True) or (config.get("do_pad", False) and not detects):
         raise ValueError("it does not resize, or pads")
     size = config["size"]
     if isinstance(size, int):
         size = {"shortest_edge": size} if by_edge else {"height": size, "width": size}
     crop = _height_width(config["crop_size"]) if config.get("do_center_crop") else None
-    resize = size["shortest_edge"] if set(size) == {"shortest_edge"} else _height_width(size)
-    if crop is None and isinstance(resize, int):
+    longest = size.get("longest_edge", config.get("max_size", 1333)) if detects else None
+    resize: int | tuple[int, int]
+    if detects and "shortest_edge" in size:
+        resize = int(size["shortest_edge"])
+    elif "crop_pct" in config:
+        resize, crop = _cropped(int(size["shortest_edge"]), config["crop_pct"])
+    else:
+        resize = size["shortest_edge"] if set(size) == {"shortest_edge"} else _height_width(size)
+        longest = None
+    if crop is None and longest is None and isinstance(resize, int):
         raise ValueError("the shortest edge alone is given")
     normalise = config.get("do_normalize", True)
     mean, std = (config["image_mean"], config["image_std"]) if normalise else ([0.0] * 3, [1.0] * 3)
@@ -165,7 +243,13 @@ def _preprocessing(config: dict[str, Any], by_edge: bool) -> Preprocessing:
         _triple(mean),
         _triple(std),
         config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
+        longest,
     )
+
+
+def _cropped(edge: int, part: float) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+    """As ConvNeXt's models were tested: the centre of small pictures, all of large ones."""
+    return (int(edge / part), (edge, edge)) if edge < 384 else ((edge, edge), None)
 
 
 def _height_width(size: "int | dict[str, int]") -> tuple[int, int]:

@@ -258,7 +258,7 @@ def _plain(file: h5py.File, name: str, packed: Path) -> h5py.Dataset | None:
             f"{packed}: {name} is not stored in chunks with shuffle and Zstandard, and is not read"
         )
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    types = {"uint8"} if name == SKELETON else {*schema.DTYPES}
+    types = {"uint8"} if name == SKELETON else {*schema.DTYPES, "int32"}  # of labels
     if str(dataset.dtype) not in types or not dataset.size or not 0 < size <= CHUNK:
         raise _damaged(packed)
     with packed.open("rb") as raw:
