@@ -8,7 +8,7 @@ threads decode the next ones and another thread writes the last.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
-from itmfeat.errors import DataError
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.corpus import Corpus
+from itmfeat_extract.pictures import decode as decode_image
 from itmfeat_extract.tokens import TokenPolicy
 
 Progress = Callable[[str, int, int], None]
@@ -62,14 +62,20 @@ def extract_images(
     policy: TokenPolicy,
     settings: Settings,
     progress: Progress,
+    missing: Collection[int] = (),
 ) -> Path:
-    """Image features of a corpus into `path`; a finished file with the same settings stays as it is."""
+    """Image features of a corpus into `path`; a finished file with the same settings stays as it is.
+
+    The rows in `missing` cannot be decoded: their items are empty.
+    """
     count = len(corpus.image_files)
+    present = np.ones(count, bool)
+    present[list(missing)] = False
     spec = FeatureSpec(
         kind="image",
         backbone=backbone.name,
         dataset=dataset,
-        lengths=np.full(count, policy.regions(backbone), np.int64),
+        lengths=np.where(present, policy.regions(backbone), 0).astype(np.int64),
         dim=backbone.dim,
         pooled_dim=backbone.pooled_dim,
         tokens=str(policy),
@@ -81,12 +87,9 @@ def extract_images(
         return path
 
     def decode(row: int) -> NDArray[np.uint8]:
-        file = corpus.root / corpus.image_files[row]
-        try:
-            with Image.open(file) as image:
-                return backbone.preprocess(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} cannot be read as an image ({error}); replace it") from error
+        if not present[row]:  # a blank keeps the batch its size, and is dropped behind the forward pass
+            return backbone.preprocess(Image.new("RGB", (1, 1)))
+        return decode_image(corpus, row, backbone.preprocess)
 
     with FeatureWriter(path, spec) as writer:
         with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
@@ -94,10 +97,23 @@ def extract_images(
             for index, pixels in ranges:
                 encoded = backbone.encode(torch.from_numpy(pixels))
                 features = policy.apply(encoded, backbone)
-                writes.add(index, features=features, pooled=encoded.pooled)
+                there = present[writer.items(index)]
+                features, pooled = _without_blanks(features, encoded.pooled, there)
+                writes.add(index, features=features, pooled=pooled)
                 done += len(pixels)
                 progress(backbone.name, done, count)
         return writer.finish()
+
+
+def _without_blanks(
+    features: torch.Tensor, pooled: torch.Tensor | None, present: NDArray[np.bool_]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Vectors (B * R, D) of the items that are present (B,), and pooled (B, P) with zeros for the others."""
+    if present.all():
+        return features, pooled
+    keep = torch.from_numpy(present).to(features.device)
+    features = features.unflatten(0, (len(keep), -1))[keep].flatten(0, 1)
+    return features, None if pooled is None else pooled.masked_fill(~keep.unsqueeze(1), 0)
 
 
 def extract_texts(
