@@ -33,7 +33,9 @@ def shared_captions(corpus: Corpus) -> Shared:
     keys = (caption.casefold() for caption in corpus.captions)
     splits = [corpus.image_splits[row] for row in corpus.caption_image.tolist()]
     groups = _across(keys, splits)
-    return Shared("captions", _counts(groups, splits), [corpus.captions[rows[0]] for rows in groups[:_EXAMPLES]])
+    return Shared(
+        "captions", _counts(groups, splits), [corpus.captions[rows[0]] for rows in groups[:_EXAMPLES]]
+    )
 
 
 def shared_images(corpus: Corpus, workers: int) -> Shared:
@@ -53,7 +55,8 @@ def shared_images(corpus: Corpus, workers: int) -> Shared:
         near = sorted(row for rows in _across(digests(everyone, False), splits) for row in rows)
         found = _across(digests(near, True), [splits[row] for row in near])
     groups = [[near[place] for place in places] for places in found]
-    examples = [" = ".join(corpus.image_files[row] for row in _pair(rows, splits)) for rows in groups[:_EXAMPLES]]
+    pairs = [_pair(rows, splits) for rows in groups[:_EXAMPLES]]
+    examples = [f"{corpus.image_files[one]} = {corpus.image_files[other]}" for one, other in pairs]
     return Shared("images", _counts(groups, splits), examples)
 
 

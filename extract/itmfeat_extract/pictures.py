@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones.preprocess import to_rgb
@@ -21,7 +21,7 @@ from itmfeat_extract.corpus.annotations import field, load
 
 T = TypeVar("T")
 
-# Plain raster formats. Pillow would hand others to programs beside it (EPS to Ghostscript, which opens files).
+# Plain raster formats. Others Pillow hands to programs beside it (EPS to Ghostscript, which opens files).
 _RASTER = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 Image.init()
 FORMATS = [name for name in _RASTER if name in Image.OPEN]  # a Pillow may be built without some
@@ -94,6 +94,6 @@ def decode(corpus: Corpus, row: int, use: Callable[[Image.Image], T]) -> T:
 
 def _said(error: Exception) -> str:
     """The first line of what a library says, without the address of its buffer."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "none of the formats " + ", ".join(FORMATS)
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -112,7 +112,7 @@ def _without_blanks(
     if present.all():
         return features, pooled
     keep = torch.from_numpy(present).to(features.device)
-    features = features.unflatten(0, (len(keep), -1))[keep].flatten(0, 1)
+    features = features.view(len(keep), -1, features.shape[1])[keep].flatten(0, 1)
     return features, None if pooled is None else pooled.masked_fill(~keep.unsqueeze(1), 0)
 
 

@@ -12,7 +12,11 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_
 @command(app)
 def extract(
     dataset: Annotated[
-        str, typer.Argument(help="coco, flickr30k, flickr8k, demo, or a cache folder (text alone).")
+        str,
+        typer.Argument(
+            help="coco, flickr30k, flickr8k, demo; folder, albef, webdataset, datasets; "
+            "or a cache folder (text alone)."
+        ),
     ],
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; data/DATASET.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Cache folder; caches/DATASET.")] = None,
@@ -25,6 +29,8 @@ def extract(
     tokens: Annotated[str, typer.Option(help="all, pooled or grid:HxW.")] = "all",
     dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a dataset in a general layout.")] = None,
+    on_error: Annotated[str, typer.Option(help="At an unreadable image: stop or skip.")] = "stop",
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
@@ -58,6 +64,8 @@ def extract(
             workers=workers,
             device=device,
             fractions=fractions,
+            name=name,
+            on_error=on_error,
             dry_run=dry_run,
             progress=meter.count,
             note=note,

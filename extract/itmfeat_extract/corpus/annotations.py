@@ -54,3 +54,14 @@ def field(record: object, key: str, kind: type[T], where: str) -> T:
 def one_line(caption: str) -> str:
     """A caption without line breaks and outer blanks, otherwise as its author wrote it."""
     return " ".join(filter(None, map(str.strip, caption.splitlines())))
+
+
+def unquoted(caption: str) -> str:
+    """A caption without the quotes of CSV, if it has them.
+
+    A lone quote inside, as in `"Hi" says "Bo"`, shows that the outer ones are the author's own.
+    """
+    inner = caption[1:-1].replace('""', "")
+    if len(caption) < 2 or caption[0] + caption[-1] != '""' or '"' in inner:
+        return caption
+    return caption[1:-1].replace('""', '"')

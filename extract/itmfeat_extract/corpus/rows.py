@@ -44,7 +44,7 @@ def assemble(
     if not rows:
         raise DataError(f"{name}: {source} names no image")
     numbers = [number for row in rows for number in row.caption_ids]
-    if numbers and not (-(2**63) <= min(numbers) and max(numbers) < 2**63):
+    if numbers and not (min(numbers) >= -(2**63) and max(numbers) < 2**63):
         raise DataError(f"{name}: {source} numbers a caption beyond 64 bits: write a smaller number")
     splits, said = _splits(name, rows, source, fractions)
     return Corpus(
