@@ -12,11 +12,7 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_
 @command(app)
 def extract(
     dataset: Annotated[
-        str,
-        typer.Argument(
-            help="coco, flickr30k, flickr8k, demo; folder, albef, webdataset, datasets; "
-            "or a cache folder (text alone)."
-        ),
+        str, typer.Argument(help="A reader (data/README.md has them), or a cache folder (text alone).")
     ],
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; data/DATASET.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Cache folder; caches/DATASET.")] = None,
@@ -71,13 +67,16 @@ def extract(
             note=note,
         )
     if isinstance(made, Plan):
-        facts = vars(made)
-        if as_json:
-            print_json(facts)
-        else:
-            print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
+        _print_plan(vars(made), as_json)
     else:
         _print_info(made, as_json)
+
+
+def _print_plan(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n".join(f"{name.replace('_', ' '):15} {value}" for name, value in facts.items()))
 
 
 @command(cache_app, "info")
@@ -127,9 +126,10 @@ def cache_export(
     """Export a cache for the loaders of another project."""
     from itmfeat.cache import find_cache
     from itmfeat.cache.formats import send
+    from itmfeat.console import note
 
     options = _given(image_backbone=image_backbone, redundant=redundant)
-    print(send(form, find_cache(cache), target, **options))
+    print(send(form, find_cache(cache), target, note=note, **options))
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -152,6 +152,9 @@ def _print_info(path: Path, as_json: bool) -> None:
             f"  {file['kind']:5} {file['name']}: {file['items']} items, {file['vectors']} vectors x "
             f"{file['dim']} {file['dtype']}, {file['bytes'] / 1e6:.1f} MB, digest {file['digest'][:12]}"
         )
+        if missing := file["missing"]:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            print(f"        missing: {len(missing)} items that could not be read: {names}")
     for state in ("unfinished", "damaged"):
         for text in found[state]:
             print(f"  {state}: {text}")

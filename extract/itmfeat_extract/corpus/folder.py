@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError
 from itmfeat_extract.corpus import tables
 from itmfeat_extract.corpus.annotations import parsed, text, unquoted
@@ -60,7 +61,8 @@ def _chosen(root: Path, files: Sequence[Path]) -> list[tuple[Path, str | None]]:
     files = [contained(root, file) for file in files if file.is_file()]
     splits = [split_in(file.stem) for file in files]
     if len(files) > 1 and all(splits):
-        return list(zip(files, splits, strict=True))
+        found = zip(files, splits, strict=True)
+        return sorted(found, key=lambda pair: SPLITS.index(str(pair[1])))
     if len(files) > 1:
         files = [file for file in files if file.stem.lower() in _PLAIN] or files
     if len(files) > 1:

@@ -90,7 +90,7 @@ def _splits(root: Path, shards: list[str]) -> list[str | None]:
 def _shards(root: Path) -> tuple[Path, list[str]]:
     """The folder, and the shards below it as relative paths: of a folder, a file or a pattern."""
     if root.is_dir():
-        found = sorted([*root.glob("*.tar"), *root.glob("*/*.tar")])
+        found = sorted(path for way in ("*.tar", "*/*.tar") for path in root.glob(way) if path.is_file())
     else:
         names = [name for pattern in _braces(str(root)) for name in sorted(glob.glob(pattern)) or [pattern]]
         found = [Path(name) for name in dict.fromkeys(names)]

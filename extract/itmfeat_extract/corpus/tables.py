@@ -36,7 +36,7 @@ def read_datasets(root: Path, fractions: SplitFractions | None = None) -> Corpus
     """A folder that `save_to_disk` wrote, or a copy of a repository with Parquet files."""
     files = _saved(root)
     if not files:
-        found = sorted(contained(root, file) for file in root.rglob("*.parquet"))
+        found = sorted(contained(root, file) for file in root.rglob("*.parquet") if file.is_file())
         splits = [split_in(str(file.relative_to(root))) for file in found]
         if len(set(splits)) > 1 and None in splits:
             raise DataError(
