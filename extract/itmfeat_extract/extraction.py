@@ -100,7 +100,8 @@ def extract(
     digest = write_corpus(corpus, folder)
     if image:
         path = folder / "image" / f"{backbones.slug(images)}{policy.suffix}.h5"
-        missing = _missing(corpus, folder, digest, settings, progress, note) if on_error == "skip" else {}
+        skip = on_error == "skip" and not path.exists()
+        missing = _missing(corpus, folder, digest, settings, progress, note) if skip else {}
         extract_images(corpus, digest, path, image, policy, settings, progress, missing)
     if text:
         path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"

@@ -29,6 +29,7 @@ LONGEST = 200  # sides: a resize of the shorter one to 224 would make the longer
 SAMPLE = 64  # pixels a side that are enough to see whether a JPEG is whole
 STEP = 512  # images that are checked between two words of progress
 UNREADABLE = "unreadable.json"
+HINT = "; replace it, or leave such images out with --on-error skip"
 
 # Pillow warns of pictures that are too large and refuses those twice as large; both are refused here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -68,7 +69,7 @@ def _reason(corpus: Corpus, row: int) -> str:
     try:
         decode(corpus, row, _sampled)
     except DataError as error:
-        return str(error)
+        return str(error).removesuffix(HINT)
     return ""
 
 
@@ -89,11 +90,11 @@ def decode(corpus: Corpus, row: int, use: Callable[[Image.Image], T]) -> T:
         raise
     except Exception as error:  # of a hostile file Pillow's readers raise nearly anything
         name = corpus.image_files[row] if corpus.opener else corpus.root / corpus.image_files[row]
-        raise DataError(f"{name} cannot be read as an image ({_said(error)}); replace it") from error
+        raise DataError(f"{name} cannot be read as an image ({_said(error)}){HINT}") from error
 
 
 def _said(error: Exception) -> str:
     """The first line of what a library says, without the address of its buffer."""
     if isinstance(error, UnidentifiedImageError):
-        return "none of the formats " + ", ".join(FORMATS)
+        return "none of the formats that are read here"
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
+from itmfeat.cache.journal import Journal
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.corpus import Corpus
 from itmfeat_extract.pictures import decode as decode_image
@@ -85,6 +86,8 @@ def extract_images(
     if holds(path, spec):
         progress(backbone.name, count, count)
         return path
+    if missing:
+        _forget(path, replace(spec, lengths=np.full(count, policy.regions(backbone), np.int64)))
 
     def decode(row: int) -> NDArray[np.uint8]:
         if not present[row]:  # a blank keeps the batch its size, and is dropped behind the forward pass
@@ -103,6 +106,16 @@ def extract_images(
                 done += len(pixels)
                 progress(backbone.name, done, count)
         return writer.finish()
+
+
+def _forget(path: Path, stopped: FeatureSpec) -> None:
+    """Delete what an extraction that stopped at an unreadable image has left: its vectors lie elsewhere."""
+    part = path.with_name(path.name + ".part")
+    if part.exists():
+        journal = Journal(path.with_name(path.name + ".journal"))  # and its lock
+        if journal.read()[0] == stopped.identity():
+            part.unlink()
+        journal.close()
 
 
 def _without_blanks(

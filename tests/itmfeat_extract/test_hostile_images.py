@@ -237,9 +237,19 @@ def skipped(partly: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return cache, said
 
 
-def test_stop_names_the_first(partly: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"b3\.jpg cannot be read as an image"):
-        extract("folder", partly, tmp_path / "c", text_backbone="none")
+def test_stop_names_the_first_and_skip_starts_anew(
+    partly: Path, skipped: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    cache = tmp_path / "c"
+    with pytest.raises(DataError, match=r"b3\.jpg cannot be read as an image .*, or .* --on-error skip$"):
+        extract("folder", partly, cache, text_backbone="none")
+    assert (cache / "image" / "efficientnet-lite0.h5.part").exists()
+    extract("folder", partly, cache, text_backbone="none", on_error="skip")
+    name = "image/efficientnet-lite0.h5"
+    assert (cache / name).read_bytes() == (skipped[0] / name).read_bytes()
+    before = (cache / name).stat().st_mtime_ns
+    extract("folder", partly, cache, text_backbone="none")
+    assert (cache / name).stat().st_mtime_ns == before
 
 
 def test_skip_names_all_and_keeps_every_item(partly: Path, skipped: tuple[Path, list[str]]) -> None:

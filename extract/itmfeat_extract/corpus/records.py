@@ -30,7 +30,7 @@ SPLITS = {
 _NUMBERED = re.compile(r"(caption|text|sentence)_?\d+")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What one line, object or sample says of an image; several may speak of the same."""
 

@@ -16,7 +16,7 @@ from itmfeat_extract.corpus.splits import DEFAULT, draw
 LAYOUT = "data/README.md shows the layout"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image as an annotation file names it."""
 
