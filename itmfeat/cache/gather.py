@@ -69,9 +69,10 @@ class Gather:
         rows = items.numpy()
         vectors, scales = self.stored(rows)
         lengths = torch.from_numpy(self.file.lengths(rows))
-        if not self.file.uniform:
+        regions = self.file.uniform or _alike(lengths)
+        if not regions:
             return _padded(vectors, scales, lengths.cumsum(0) - lengths, lengths)
-        shape = (len(rows), self.file.uniform)
+        shape = (len(rows), regions)
         return Ragged(
             vectors.view(*shape, self.file.dim), lengths, None if scales is None else scales.view(shape)
         )
@@ -124,10 +125,10 @@ class Resident:
 
     def __init__(self, file: FeatureFile, rows: NDArray[np.int64], device: torch.device) -> None:
         self.device = device
-        self._regions = file.uniform
         self._position = torch.full((len(file),), -1)
         self._position[torch.from_numpy(rows)] = torch.arange(len(rows))
         self._lengths = torch.from_numpy(file.lengths(rows))
+        self._regions = file.uniform or _alike(self._lengths)
         self._starts = self._lengths.cumsum(0) - self._lengths
         self._vectors, self._scales = _loaded(file, rows, device)
 
@@ -165,6 +166,11 @@ def _loaded(file: FeatureFile, rows: NDArray[np.int64], device: torch.device) ->
             scales[first:last] = factors
         first = last
     return vectors, scales
+
+
+def _alike(lengths: Tensor) -> int:
+    """The number of vectors that each of these items has, as if no other were missing; 0 if they differ."""
+    return int(lengths[0]) if len(lengths) and bool((lengths == lengths[0]).all()) else 0
 
 
 def _padded(vectors: Tensor, scales: Tensor | None, starts: Tensor, lengths: Tensor) -> Ragged:

@@ -119,6 +119,11 @@ def test_splits_by_file(tree: Tree) -> None:
     (root / "other.csv").write_text(one)
     with pytest.raises(DataError, match="holds several tables"):
         read("folder", root)
+    (root / "captions.CSV").write_text(one + "1.jpg,b\n2.jpg,c\n")
+    assert read("folder", root).image_files == ["0.jpg", "1.jpg", "2.jpg"]
+    (root / "metadata.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="holds several tables"):
+        read("folder", root)
 
 
 def test_albef(tree: Tree) -> None:

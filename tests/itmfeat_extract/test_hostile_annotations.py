@@ -6,6 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -236,26 +237,61 @@ def _replace(value: Any, key: str, content: Any) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(place=st.integers(0, 5000), noise=st.binary(min_size=1, max_size=20))
-def test_bytes_changed_anywhere_in_a_table_or_shard(tree: Tree, place: int, noise: bytes) -> None:
-    for reader, whole in _binaries(tree({}) / "whole"):
-        name = "d.parquet" if reader == "datasets" else "0.tar"
+def test_bytes_changed_anywhere(tree: Tree, place: int, noise: bytes) -> None:
+    for number, (reader, name, whole) in enumerate(_files()):
         start = place % len(whole)
         changed = whole[:start] + noise + whole[start + len(noise) :]
-        _ends_well(reader, tree({f"{reader}/{name}": changed}) / reader)
+        pictures = {f"{number}/images/{i}.jpg": b"" for i in range(4)}
+        _ends_well(reader, tree({**pictures, f"{number}/{name}": changed}) / str(number))
 
 
-def _binaries(folder: Path) -> list[tuple[str, bytes]]:
-    folder.mkdir(exist_ok=True)
+@cache
+def _files() -> list[tuple[str, str, bytes]]:
+    """A small file of each kind that is no JSON."""
     rows = [{"image": {"bytes": b"x", "path": None}, "caption": f"a {i}"} for i in range(4)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "d.parquet")
-    shard = io.BytesIO()
+    table, shard = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), table)
     with tarfile.open(fileobj=shard, mode="w") as tar:
         for name in ("0.jpg", "0.txt", "1.jpg", "1.json", "2.jpg", "2.txt"):
             content = b'{"caption": "a"}' if name.endswith("json") else b"a"
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return [("datasets", (folder / "d.parquet").read_bytes()), ("webdataset", shard.getvalue())]
+    csv = "".join(f'{i}.jpg,"a ""dog"", {i}"\n' for i in range(4))
+    token = "".join(f"{i}.jpg#{n}\ta dog {i}\n" for i in range(4) for n in range(2))
+    return [
+        ("datasets", "d.parquet", table.getvalue()),
+        ("webdataset", "0.tar", shard.getvalue()),
+        ("folder", "x.csv", f"image,caption\n{csv}".encode()),
+        ("folder", "x.tsv", csv.replace(",", "\t", 4).encode()),
+        ("flickr8k", "Flickr8k.token.txt", token.encode()),
+        ("flickr8k", "captions.txt", f"image,caption\n{csv}".encode()),
+        (
+            "flickr30k",
+            "results.csv",
+            b"image_name| comment_number| comment\n" + token.replace("#", "| ").encode(),
+        ),
+    ]
+
+
+def test_an_arrow_file_changed_anywhere(tree: Tree) -> None:
+    """Of a mapped file nothing is believed: every byte in turn is another."""
+    rows = pa.Table.from_pylist(
+        [{"image": {"bytes": b"x" * 9, "path": None}, "caption": f"a {i}"} for i in range(4)]
+    )
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    whole = sink.getvalue()
+    for place in range(0, len(whole), 3):
+        changed = whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+        root = tree(
+            {f"{place}/state.json": {"_data_files": [{"filename": "d.arrow"}]}, f"{place}/d.arrow": changed}
+        )
+        with contextlib.suppress(ItmfeatError):
+            corpus = read("datasets", root / str(place))
+            for row in range(4):
+                corpus.open(row).close()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from itmfeat.errors import DataError
 from itmfeat_extract.backbones.preprocess import to_rgb
@@ -102,6 +102,11 @@ SHOWN: dict[str, tuple[bytes, tuple[int, int, int]]] = {
     "no ending": (file(flat("RGB"), "PNG"), RED),
     "one pixel.png": (file(flat("RGB", RED, (1, 1)), "PNG"), RED),
     "narrow.png": (file(flat("RGB", RED, (1, 200)), "PNG"), RED),
+    **{
+        f"plain.{form}": (file(flat("RGB", RED, (64, 64)), form), RED)
+        for form, codec in (("JPEG2000", "jpg_2000"), ("AVIF", "avif"))
+        if features.check(codec)
+    },
     "ünïcödé 狗.png": (file(flat("RGB"), "PNG"), RED),
 }
 

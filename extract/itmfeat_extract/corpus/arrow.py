@@ -16,7 +16,8 @@ _ROWS = 2048  # of a table that are turned into Python objects at once
 class Table:
     """An opened file. Its pieces are the record batches of Arrow, which are mapped, or Parquet's row groups.
 
-    Of Parquet the row group that a cell was last read from stays in memory: rows are asked for in order.
+    `columns` are its columns, `picture` is the one with pictures in it. Of Parquet the row group that a cell was
+    last read from stays in memory: rows are asked for in order.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,17 +25,19 @@ class Table:
         self._lock = threading.Lock()
         self._group: tuple[int, str, Any] | None = None
         with _sentence(path):
-            if path.suffix == ".parquet":
+            if path.suffix.lower() == ".parquet":
                 import pyarrow.parquet as pq
 
                 self._parquet = pq.ParquetFile(path, memory_map=True)
-                self.schema = self._parquet.schema_arrow
+                schema = self._parquet.schema_arrow
                 meta = self._parquet.metadata
                 sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
             else:
                 self._parquet = None
-                self.schema, self._batches = _mapped(path)
+                schema, self._batches = _mapped(path)
                 sizes = [batch.num_rows for batch in self._batches]
+            self.columns: list[str] = schema.names
+            self.picture = _picture_column(schema)
         self._starts = [0]
         for size in sizes:
             self._starts.append(self._starts[-1] + size)
@@ -68,17 +71,22 @@ class Table:
         return self._group[2]
 
 
-@lru_cache(maxsize=64)
 def open_table(path: Path) -> Table:
-    """The table in a file, opened once; a DataError if it is damaged or none."""
+    """The table in a file, opened once until it changes; a DataError if it is damaged or none."""
+    state = path.stat()
+    return _opened(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, changed: int, size: int) -> Table:
     return Table(path)
 
 
-def picture_column(table: Table) -> str:
+def _picture_column(schema: Any) -> str:
     """The column with pictures in it: bytes, or bytes beside a path; empty where only files are named."""
     import pyarrow as pa
 
-    for column in table.schema:
+    for column in schema:
         kind = column.type
         inner = [kind.field(i).name for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
         if "bytes" in inner or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):

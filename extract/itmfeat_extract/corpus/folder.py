@@ -31,6 +31,7 @@ Entries = Iterator[tuple[Mapping[str, Any], str]]
 """Records as they stand, each with where it stands."""
 
 _FOLDERS = ("", "images", "Images")
+_PARQUET = ".parquet"
 _PLAIN = ("captions", "metadata", "annotations")  # a table of one of these names goes before others
 
 
@@ -39,24 +40,28 @@ def read_folder(root: Path, fractions: SplitFractions | None = None) -> Corpus:
 
     Tables that are called after splits (`train.csv`, `val.csv`) tell them, or a column `split` does.
     """
-    for suffix in _READ:
-        if files := _chosen(root, sorted(root.glob(f"*{suffix}"))):
-            return _read("folder", root, files, fractions)
-    if files := _chosen(root, sorted(root.glob("*.parquet"))):
-        return tables.read_tables("folder", root, files, fractions)
-    return read_loose("folder", root, fractions)
+    files = _chosen(
+        [file for file in sorted(root.iterdir()) if file.suffix.lower() in (*_READ, _PARQUET)], root
+    )
+    kinds = sorted({file.suffix.lower() for file, _ in files})
+    if len(kinds) > 1:
+        raise DataError(f"{root} holds tables of the kinds {', '.join(kinds)}: leave those of one kind")
+    if not kinds:
+        return read_loose("folder", root, fractions)
+    read = tables.read_tables if kinds == [_PARQUET] else _read
+    return read("folder", root, files, fractions)
 
 
 def read_albef(root: Path, fractions: SplitFractions | None = None) -> Corpus:
     """The JSON lists of ALBEF and BLIP: `*_train.json`, `*_val.json`, `*_test.json`, in `root` or below."""
     for folder in (root, root / "annotation", root / "annotations"):
         found = sorted(file for file in folder.glob("*.json") if not file.stem.endswith("_gt"))
-        if files := _chosen(root, found):
+        if files := _chosen(found, root):
             return _read("albef", root, files, fractions)
     raise DataError(f"albef: no *_train.json, *_val.json, *_test.json in {root}: give --root DIR; {LAYOUT}")
 
 
-def _chosen(root: Path, files: Sequence[Path]) -> list[tuple[Path, str | None]]:
+def _chosen(files: Sequence[Path], root: Path) -> list[tuple[Path, str | None]]:
     """The tables to read, each with its split: all that are called after one, or the only one."""
     files = [contained(root, file) for file in files if file.is_file()]
     splits = [split_in(file.stem) for file in files]
@@ -85,7 +90,7 @@ def _read(
 
 
 def _records(file: Path, split: str | None) -> Iterator[Record]:
-    for entry, where in _READ.get(file.suffix, _json)(file):
+    for entry, where in _READ.get(file.suffix.lower(), _json)(file):
         files = tuple(map(posixpath.normpath, files_of(entry, where)))
         yield Record(files[0], files, captions_of(entry, where), split_of(entry, where) or split)
 
@@ -98,7 +103,7 @@ def _delimited(path: Path) -> Entries:
     """Rows of a table with a header, or of two columns without: the image, then the caption."""
     content = text(path)
     header = content.split("\n", 1)[0]
-    mark = "\t" if path.suffix == ".tsv" else max(",;|\t", key=header.count)
+    mark = "\t" if path.suffix.lower() == ".tsv" else max(",;|\t", key=header.count)
     # Tabs do not stand in captions, so there quotes are mostly the author's own.
     dialect = _Bare if mark == "\t" else csv.excel
     lines = csv.reader(io.StringIO(content, newline=""), dialect, delimiter=mark, strict=True)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from itmfeat.errors import DataError
 from itmfeat_extract.corpus.annotations import field, load
-from itmfeat_extract.corpus.arrow import open_table, picture_column
+from itmfeat_extract.corpus.arrow import open_table
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
 from itmfeat_extract.corpus.inside import check_name, contained, open_inside
 from itmfeat_extract.corpus.records import (
@@ -54,7 +54,7 @@ def read_datasets(root: Path, fractions: SplitFractions | None = None) -> Corpus
 
 def read_tables(name: str, root: Path, files: _Files, fractions: SplitFractions | None) -> Corpus:
     """The images of Arrow or Parquet files, each with its split; pictures in them are left where they are."""
-    pictures = {picture_column(open_table(file)) for file, _ in files}
+    pictures = {open_table(file).picture for file, _ in files}
     if len(pictures) > 1:
         raise DataError(f"{name}: the tables in {root} differ in their columns: use tables of one dataset")
     (picture,) = pictures
@@ -119,7 +119,7 @@ def _records(root: Path, file: Path, split: str | None, picture: str) -> Iterato
     table, place = open_table(file), file.relative_to(root).as_posix()
     wanted = [
         name
-        for name in table.schema.names
+        for name in table.columns
         if name != picture and (name in (*IMAGE, *_IDS, SPLIT, "filepath") or is_caption(name))
     ]
     for number, entry in enumerate(table.rows(wanted)):
