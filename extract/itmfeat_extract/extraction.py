@@ -68,6 +68,8 @@ def extract(
     `root` is the dataset's folder, `data/DATASET` by default; `cache` is `caches/DATASET` by default. What is
     already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
     backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted.
+    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction; with
+    `on_error` "skip" it has no vectors in the cache, and all images are decoded once beforehand to find those.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be at least 1, not {limit}")
@@ -85,10 +87,8 @@ def extract(
             )
         corpus, folder, images = _indexed(Path(dataset)), Path(dataset), NONE
     else:
-        place = Path(root) if root else Path("data") / (name or dataset)
-        corpus = read(dataset, place, fractions, limit, name)
-        default = f"{corpus.name}-{limit}" if limit else corpus.name
-        folder = Path(cache) if cache else Path("caches") / default
+        corpus = read(dataset, Path(root or f"data/{name or dataset}"), fractions, limit, name)
+        folder = Path(cache or f"caches/{corpus.name}" + (f"-{limit}" if limit else ""))
         images = image_backbone or IMAGE_DEFAULT
     if corpus.origin:
         note(corpus.origin)

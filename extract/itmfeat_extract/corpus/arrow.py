@@ -16,8 +16,8 @@ _ROWS = 2048  # of a table that are turned into Python objects at once
 class Table:
     """An opened file. Its pieces are the record batches of Arrow, which are mapped, or Parquet's row groups.
 
-    `columns` are its columns, `picture` is the one with pictures in it. Of Parquet the row group that a cell was
-    last read from stays in memory: rows are asked for in order.
+    `columns` are its columns, `picture` is the one with pictures in it. Of Parquet the row group that a cell
+    was last read from stays in memory: rows are asked for in order.
     """
 
     def __init__(self, path: Path) -> None:

@@ -93,7 +93,7 @@ def _shards(root: Path) -> tuple[Path, list[str]]:
         found = sorted(path for way in ("*.tar", "*/*.tar") for path in root.glob(way) if path.is_file())
     else:
         names = [name for pattern in _braces(str(root)) for name in sorted(glob.glob(pattern)) or [pattern]]
-        found = [Path(name) for name in dict.fromkeys(names)]
+        found = [Path(name) for name in sorted(set(names))]  # in the order of a whole folder
         if missing := [path for path in found if not path.is_file()]:
             raise DataError(
                 f"webdataset: there is no {missing[0]}: give a folder or a pattern with --root; {LAYOUT}"
