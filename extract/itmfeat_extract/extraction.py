@@ -68,15 +68,10 @@ def extract(
     `root` is the dataset's folder, `data/DATASET` by default; `cache` is `caches/DATASET` by default. What is
     already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
     backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted.
-    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction; with
-    `on_error` "skip" it has no vectors in the cache, and all images are decoded once beforehand to find those.
+    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction;
+    with `on_error` "skip" it gets no vectors, and all images are decoded once beforehand to find such ones.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, not {limit}")
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, list(DTYPES))
-    if on_error not in ("stop", "skip"):
-        raise UsageError(f"--on-error must be stop or skip, not {on_error!r}")
+    _check(dtype, limit, on_error)
     policy = TokenPolicy.parse(tokens)
     settings = Settings(dtype, workers or default_workers())
     if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
@@ -107,6 +102,15 @@ def extract(
         path = folder / "text" / f"{backbones.slug(text_backbone)}.h5"
         extract_texts(corpus, digest, path, text, settings, progress)
     return folder
+
+
+def _check(dtype: str, limit: int | None, on_error: str) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {limit}")
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, list(DTYPES))
+    if on_error not in ("stop", "skip"):
+        raise UsageError(f"--on-error must be stop or skip, not {on_error!r}")
 
 
 def _shared(
