@@ -124,14 +124,20 @@ def evaluate(
     *,
     cache: str | Path | None = None,
     device: str = "auto",
+    note: Note = silent,
 ) -> dict[str, Any]:
-    """Evaluate a finished run on a split: recalls in percent, ranks, rSum."""
+    """Evaluate a finished run on a split: recalls in percent, ranks, rSum.
+
+    `note` is told of images without features, which are left out.
+    """
     found = open_run(Path(run))
     if not found.finished:
         raise DataError(f"{run} is not finished; repeat its train command, it resumes")
     config = found.config()
     path = Path(cache) if cache else Path(found.read("manifest.json")["cache"])
     features = reopen(path, config.data)
+    if features.missing:
+        note(features.missing)
     where = choose_device(device)
     image, text, caption_image = embeddings(found, config, features, split, where)
     return dict(retrieval.evaluate(image, text, caption_image, protocol=protocol, split=split))
@@ -181,7 +187,8 @@ def train_table(
 def true_correspondence(cache: str | Path | None = None) -> Ints:
     """The true image of each training caption, (C,), of the first five captions of an image."""
     path = find_cache(None if cache is None else Path(cache))
-    return split_pairs(open_cache(path).index, "train", PER_IMAGE).caption_image
+    found = open_cache(path)
+    return split_pairs(found.index, "train", PER_IMAGE, found.missing()).caption_image
 
 
 def noise_index(
@@ -201,7 +208,7 @@ def noise_index(
     checked("ncr" if protocol == "cluster" else protocol, noise)
     found = open_cache(find_cache(None if cache is None else Path(cache)))
     number = seed_of(seed, found.index.name, protocol, noise)
-    pairs = split_pairs(found.index, "train", PER_IMAGE)
+    pairs = split_pairs(found.index, "train", PER_IMAGE, found.missing())
     if protocol != "cluster":
         return corrupt(pairs.caption_image, protocol, noise, number), number
     means = Means(found.open("image", image_backbone), pairs.images).table.numpy()  # (I, D)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,20 @@ class Features:
     text: FeatureFile
 
     def pairs(self, split: str, captions_per_image: int) -> Pairs:
-        """The correspondence of a split."""
-        return split_pairs(self.cache.index, split, captions_per_image)
+        """The correspondence of a split, without the images that have no features."""
+        return split_pairs(self.cache.index, split, captions_per_image, self.image.empty)
+
+    @property
+    def missing(self) -> str:
+        """A sentence on the images that have no features; empty if all have."""
+        rows = self.image.empty
+        captions = int(np.isin(self.cache.index.caption_image, rows).sum())
+        return (
+            f"{len(rows)} of {len(self.image)} images could not be read at extraction: they and their "
+            f"{captions} captions are left out"
+            if len(rows)
+            else ""
+        )
 
     @property
     def dims(self) -> tuple[int, int]:

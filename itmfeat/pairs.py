@@ -22,13 +22,20 @@ class Pairs:
     captions: Ints  # (C,) rows in the text feature files, in image order
     caption_image: Ints  # (C,) position in `images`
     dropped: int = 0  # captions beyond the first `per_image`
+    missing: int = 0  # images without features, left out with their captions
 
 
-def split_pairs(index: DatasetIndex, split: str, per_image: int = 0) -> Pairs:
-    """The pairs of a split. `per_image` > 0 keeps the first captions of each image, as the field does."""
+def split_pairs(index: DatasetIndex, split: str, per_image: int = 0, missing: Ints | None = None) -> Pairs:
+    """The pairs of a split. `per_image` > 0 keeps the first captions of each image, as the field does.
+
+    `missing` are rows of images without features (`FeatureFile.empty`): they and their captions are left out.
+    """
     if split not in SPLITS:
         raise unknown("split", split, list(SPLITS))
     images = np.flatnonzero(index.image_split == SPLITS.index(split)).astype(np.int64)
+    named = len(images)
+    if missing is not None:
+        images = np.setdiff1d(images, missing, assume_unique=True)
     position = np.full(index.images, -1, np.int64)
     position[images] = np.arange(len(images))
     captions = np.flatnonzero(position[index.caption_image] >= 0).astype(np.int64)
@@ -39,7 +46,7 @@ def split_pairs(index: DatasetIndex, split: str, per_image: int = 0) -> Pairs:
         captions, caption_image = captions[keep], caption_image[keep]
     if not len(images) or len(np.unique(caption_image)) != len(images):
         raise DataError(f"the {split} split of {index.name} is empty or has images without a caption")
-    return Pairs(images, captions, caption_image, dropped=total - len(captions))
+    return Pairs(images, captions, caption_image, dropped=total - len(captions), missing=named - len(images))
 
 
 def rank_in_image(caption_image: Ints) -> Ints:

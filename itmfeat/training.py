@@ -231,6 +231,7 @@ class Trainer:
                     "images": len(pairs.images),
                     "captions": len(pairs.captions),
                     "dropped": pairs.dropped,
+                    "missing": pairs.missing,
                 }
                 for split, pairs in self.pairs.items()
             },
@@ -275,6 +276,8 @@ def train_stack(
         raise UsageError("these runs differ in data, head or schedule and cannot be stacked")
     keep_freed_memory()
     features = reopen(cache, configs[0].data)
+    if features.missing:
+        note(features.missing)
     if verify:
         features.verify()
     members = [member_of(config, features, runs) for config in configs]

@@ -9,9 +9,11 @@ import numpy as np
 
 from itmfeat.cache import SPLITS, FeatureFile, open_cache
 from itmfeat.cache.schema import DTYPES
-from itmfeat.errors import UsageError, unknown
+from itmfeat.errors import DataError, UsageError, unknown
 from itmfeat_extract import backbones
 from itmfeat_extract.corpus import READERS, Corpus, SplitFractions, read
+from itmfeat_extract.duplicates import shared_captions, shared_images
+from itmfeat_extract.pictures import UNREADABLE, unreadable
 from itmfeat_extract.pipeline import (
     Progress,
     Settings,
@@ -23,6 +25,8 @@ from itmfeat_extract.pipeline import (
 from itmfeat_extract.tokens import TokenPolicy
 
 IMAGE_DEFAULT, TEXT_DEFAULT, NONE = "efficientnet-lite0", "minilm-l6", "none"
+
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Plan:
     image_bytes: int
     text_bytes: int
     free_bytes: int
+    shared_images: dict[str, int]  # splits -> how many equal images stand in both
+    shared_captions: dict[str, int]
 
 
 def extract(
@@ -55,9 +61,11 @@ def extract(
     workers: int | None = None,
     device: str = "auto",
     fractions: SplitFractions | None = None,
+    name: str | None = None,
+    on_error: str = "stop",
     dry_run: bool = False,
     progress: Progress = lambda what, done, total: None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = lambda text: None,
 ) -> Path | Plan:
     """Extract a dataset into a cache folder and return the folder (or the plan of a dry run).
 
@@ -65,36 +73,38 @@ def extract(
     already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
     backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted. Each
     choice of `tokens` (`TokenPolicy`), `image_size`, `resize` and layers (`View`) makes a file of its own.
+    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction;
+    with `on_error` "skip" it gets no vectors, and all images are decoded once beforehand to find such ones.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, not {limit}")
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, list(DTYPES))
+    _check(dtype, limit, on_error)
     policy = TokenPolicy.parse(tokens)
     view = backbones.View(image_size, resize, backbones.Layers.parse(layers))
     chosen = backbones.Layers.parse(text_layers)
     settings = Settings(dtype, workers or default_workers())
     if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
-        if image_backbone not in (None, NONE) or any((root, cache, limit, fractions)):
+        if image_backbone not in (None, NONE) or any((root, cache, limit, fractions, name)):
             raise UsageError(
                 f"{dataset} is a cache, from whose captions text is extracted into it: "
-                "leave out --image-backbone, --root, --cache, --limit and the split options"
+                "leave out --image-backbone, --root, --cache, --limit, --name and the split options"
             )
         corpus, folder, images = _indexed(Path(dataset)), Path(dataset), NONE
     else:
-        corpus = read(dataset, Path(root) if root else Path("data") / dataset, fractions, limit)
-        folder = Path(cache) if cache else Path("caches") / (f"{dataset}-{limit}" if limit else dataset)
+        corpus = read(dataset, Path(root or f"data/{name or dataset}"), fractions, limit, name)
+        folder = Path(cache or f"caches/{corpus.name}" + (f"-{limit}" if limit else ""))
         images = image_backbone or IMAGE_DEFAULT
     if corpus.origin:
         note(corpus.origin)
     image = _load_image(images, device, view)
     text = _load_text(text_backbone, device, chosen)
+    shared = _shared(corpus, folder, images, dry_run, settings.workers, note)
     if dry_run:
-        return _plan(corpus, folder, image, text, policy, dtype)
+        return _plan(corpus, folder, image, text, policy, dtype, *shared)
     digest = write_corpus(corpus, folder)
     if image:
         path = folder / "image" / f"{backbones.slug(images)}{view.suffix}{policy.suffix}.h5"
-        extract_images(corpus, digest, path, image, policy, settings, progress)
+        skip = on_error == "skip" and not path.exists()
+        missing = _missing(corpus, folder, digest, settings, progress, note) if skip else {}
+        extract_images(corpus, digest, path, image, policy, settings, progress, missing)
     if text:
         path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
         _tell_of_cuts(extract_texts(corpus, digest, path, text, settings, progress), text.max_length, note)
@@ -124,6 +134,46 @@ def _tell_of_cuts(path: Path, longest: int, note: Callable[[str], None]) -> None
         note(f"{cut} of {len(file)} captions were cut to the {longest} tokens that {path.stem} reads")
 
 
+def _check(dtype: str, limit: int | None, on_error: str) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, not {limit}")
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, list(DTYPES))
+    if on_error not in ("stop", "skip"):
+        raise UsageError(f"--on-error must be stop or skip, not {on_error!r}")
+
+
+def _shared(
+    corpus: Corpus, folder: Path, images: str, dry_run: bool, workers: int, note: Note
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Images and captions that stand in two splits, said before a cache is made: splits -> how many."""
+    if not dry_run and (folder / "dataset.h5").exists():
+        return {}, {}
+    found = [] if images == NONE else [shared_images(corpus, workers)]
+    found.append(shared_captions(corpus))
+    for shared in found:
+        if shared.counts:
+            note(str(shared))
+    return (found[0].counts if images != NONE else {}), found[-1].counts
+
+
+def _missing(
+    corpus: Corpus, folder: Path, digest: str, settings: Settings, progress: Progress, note: Note
+) -> dict[int, str]:
+    """Images that cannot be read, row -> why; said, and named in a file."""
+    missing = unreadable(corpus, folder, digest, settings.workers, progress)
+    if len(missing) == len(corpus.image_files):
+        raise DataError(f"none of the {len(missing)} images can be read: {next(iter(missing.values()))}")
+    if missing:
+        captions = int(np.isin(corpus.caption_image, list(missing)).sum())
+        note(
+            f"{len(missing)} of {len(corpus.image_files)} images cannot be read and stay empty in the cache: "
+            f"later steps leave them and their {captions} captions out; {folder / UNREADABLE} names all, "
+            f"the first: {next(iter(missing.values()))}"
+        )
+    return missing
+
+
 def _indexed(folder: Path) -> Corpus:
     """What the index of a cache tells; its images need not be at hand."""
     index = open_cache(folder).index
@@ -146,6 +196,8 @@ def _plan(
     text: backbones.TextBackbone | None,
     policy: TokenPolicy,
     dtype: str,
+    shared_images: dict[str, int],
+    shared_captions: dict[str, int],
 ) -> Plan:
     """Sizes of what an extraction would write."""
     width = np.dtype(DTYPES[dtype]).itemsize
@@ -160,4 +212,6 @@ def _plan(
         regions * (image.dim * width + (24 if policy.boxed(image) else 0)) if image else 0,
         tokens * text.dim * width if text else 0,
         shutil.disk_usage(place).free,
+        shared_images,
+        shared_captions,
     )

@@ -8,10 +8,10 @@ threads decode the next ones and another thread writes the last.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
-from itmfeat.errors import DataError
+from itmfeat.cache.journal import Journal
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.backbones.lanes import encode_pictures
 from itmfeat_extract.corpus import Corpus
+from itmfeat_extract.pictures import decode as decode_image
 from itmfeat_extract.tokens import TokenPolicy
 
 Progress = Callable[[str, int, int], None]
@@ -63,14 +64,20 @@ def extract_images(
     policy: TokenPolicy,
     settings: Settings,
     progress: Progress,
+    missing: Collection[int] = (),
 ) -> Path:
-    """Image features of a corpus into `path`; a finished file with the same settings stays as it is."""
+    """Image features of a corpus into `path`; a finished file with the same settings stays as it is.
+
+    The rows in `missing` cannot be decoded: their items are empty.
+    """
     count = len(corpus.image_files)
+    present = np.ones(count, bool)
+    present[list(missing)] = False
     spec = FeatureSpec(
         kind="image",
         backbone=backbone.name,
         dataset=dataset,
-        lengths=np.full(count, policy.regions(backbone), np.int64),
+        lengths=np.where(present, policy.regions(backbone), 0).astype(np.int64),
         dim=backbone.dim,
         pooled_dim=backbone.pooled_dim,
         boxed=policy.boxed(backbone),
@@ -82,24 +89,49 @@ def extract_images(
     if holds(path, spec):
         progress(backbone.name, count, count)
         return path
+    if missing:
+        _forget(path, replace(spec, lengths=np.full(count, policy.regions(backbone), np.int64)))
 
     def decode(row: int) -> NDArray[np.uint8]:
-        file = corpus.root / corpus.image_files[row]
-        try:
-            with Image.open(file) as image:
-                return backbone.preprocess(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} cannot be read as an image ({error}); replace it") from error
+        if not present[row]:  # a blank keeps the batch its size, and is dropped behind the forward pass
+            return backbone.preprocess(Image.new("RGB", (1, 1)))
+        return decode_image(corpus, row, backbone.preprocess)
 
     with FeatureWriter(path, spec) as writer:
         with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
             done = count - sum(len(writer.items(index)) for index in writer.pending)
             for index, pictures in ranges:
                 encoded = encode_pictures(backbone, pictures)
-                writes.add(index, **policy.apply(encoded, backbone))
+                payloads = _without_blanks(policy.apply(encoded, backbone), present[writer.items(index)])
+                writes.add(index, **payloads)
                 done += len(pictures)
                 progress(backbone.name, done, count)
         return writer.finish()
+
+
+def _forget(path: Path, stopped: FeatureSpec) -> None:
+    """Delete what an extraction that stopped at an unreadable image has left: its vectors lie elsewhere."""
+    part = path.with_name(path.name + ".part")
+    if part.exists():
+        journal = Journal(path.with_name(path.name + ".journal"))  # and its lock
+        if journal.read().identity == stopped.identity():
+            part.unlink()
+        journal.close()
+
+
+def _without_blanks(payloads: dict[str, torch.Tensor], present: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
+    """Payloads of the items that are present (B,): others lose their vectors, and are zero in `pooled`."""
+    if present.all():
+        return payloads
+    keep = torch.from_numpy(present).to(payloads["features"].device)
+    kept = {
+        name: values.reshape(len(keep), -1, *values.shape[1:])[keep].flatten(0, 1)
+        for name, values in payloads.items()
+        if name != "pooled"
+    }
+    if "pooled" in payloads:
+        kept["pooled"] = payloads["pooled"].masked_fill(~keep.unsqueeze(1), 0)
+    return kept
 
 
 def extract_texts(

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from itmfeat.cache.index import DatasetIndex, read_index
 from itmfeat.cache.reader import FeatureFile, damage
 from itmfeat.errors import DataError, UsageError, unknown
@@ -45,6 +48,11 @@ class Cache:
             raise DataError(f"{path} does not hold the {kind} features of {self.index.name}")
         return found
 
+    def missing(self) -> NDArray[np.int64]:
+        """Rows of the images that have no vectors in one of the image files, ascending."""
+        files = [self.open("image", name) for name in self.backbones("image")]
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(file.empty for file in files)]))
+
 
 def open_cache(path: str | Path) -> Cache:
     """Open a cache folder; a DataError in one sentence if it is none or does not hold together."""
@@ -76,6 +84,7 @@ def describe(cache: Cache) -> dict[str, Any]:
                 "kind": file.attributes["kind"],
                 "name": file.path.stem,
                 "items": len(file),
+                "missing": [_id(cache, file, row) for row in file.empty.tolist()],
                 "vectors": file.extents["features"].shape[0],
                 "dim": file.dim,
                 "dtype": file.attributes["dtype"],
@@ -89,6 +98,12 @@ def describe(cache: Cache) -> dict[str, Any]:
         "unfinished": [str(part) for part in cache.unfinished()],
         "damaged": damaged,
     }
+
+
+def _id(cache: Cache, file: FeatureFile, row: int) -> str:
+    """The dataset's own id of an item."""
+    index = cache.index
+    return index.image_id[row] if file.attributes["kind"] == "image" else str(index.caption_id[row])
 
 
 def verify(path: Path) -> list[str]:

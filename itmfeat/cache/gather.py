@@ -77,17 +77,25 @@ class _Table:
     scales: Tensor | None  # (V,)
     starts: Tensor
     lengths: Tensor
-    uniform: int  # vectors of every item; 0 if they differ
+    regions: int  # vectors of every item that is not empty; 0 if they differ
+
+    @staticmethod
+    def of(vectors: Tensor, scales: Tensor | None, lengths: Tensor) -> "_Table":
+        """The table of items with so many vectors (n,)."""
+        kept = lengths[lengths > 0]
+        regions = int(kept[0]) if len(kept) and bool((kept == kept[0]).all()) else 0
+        return _Table(vectors, scales, lengths.cumsum(0) - lengths, lengths, regions)
 
     def __call__(self, places: Tensor) -> Ragged:
         """The items at these places (B,), padded to the longest, on the device of the table."""
         device, dim, scales = self.vectors.device, self.vectors.shape[1], self.scales
         lengths = self.lengths[places]
-        if self.uniform:  # one row an item: one long copy
-            places, shape = places.to(device), (len(places), self.uniform)
-            vectors = self.vectors.view(-1, self.uniform * dim).index_select(0, places)
+        if self.regions and bool((lengths == self.regions).all()):  # one row an item: one long copy
+            shape = (len(places), self.regions)
+            places = (self.starts[places] // self.regions).to(device)
+            vectors = self.vectors.view(-1, self.regions * dim).index_select(0, places)
             if scales is not None:
-                scales = scales.view(-1, self.uniform).index_select(0, places)
+                scales = scales.view(-1, self.regions).index_select(0, places)
             return Ragged(vectors.view(*shape, dim), lengths, scales)
         steps = torch.arange(int(lengths.max()) if len(lengths) else 0)
         inside = steps < lengths.unsqueeze(1)  # (B, L)
@@ -100,9 +108,9 @@ class _Table:
 
     def whole(self) -> Ragged:
         """All items in order; without a copy where none needs padding."""
-        if not self.uniform:
+        shape = (len(self.lengths), self.regions)
+        if not self.regions or len(self.vectors) != shape[0] * shape[1]:
             return self(torch.arange(len(self.lengths)))
-        shape = (len(self.lengths), self.uniform)
         scales = None if self.scales is None else self.scales.view(shape)
         return Ragged(self.vectors.view(*shape, self.vectors.shape[1]), self.lengths, scales)
 
@@ -131,8 +139,8 @@ class _Mapping:
                 count = math.prod(extent.shape)
                 values = np.frombuffer(pages, extent.dtype, count, extent.offset if count else 0)
                 tables[name] = torch.from_numpy(values.reshape(extent.shape))
-        starts, lengths = torch.from_numpy(file.offsets[:-1]), torch.from_numpy(np.diff(file.offsets))
-        table = _Table(tables["features"], tables.get("scales"), starts, lengths, file.uniform)
+        lengths = torch.from_numpy(np.diff(file.offsets))
+        table = _Table.of(tables["features"], tables.get("scales"), lengths)
         return _Mapping(pages, table, np.zeros(file.ranges, bool))
 
     def touch(self, file: FeatureFile, rows: NDArray[np.int64]) -> None:
@@ -171,9 +179,7 @@ class Gather:
         if self._checked:
             self.file.check(rows, _names(self.file))
         if self._mapping is None:
-            lengths = torch.from_numpy(self.file.lengths(rows))
-            starts = lengths.cumsum(0) - lengths
-            return _Table(*_read(self.file, rows), starts, lengths, self.file.uniform).whole()
+            return _Table.of(*_read(self.file, rows), torch.from_numpy(self.file.lengths(rows))).whole()
         self._mapping.touch(self.file, rows)
         return self._mapping.table(items)
 
@@ -191,8 +197,7 @@ class Resident:
     def __init__(self, file: FeatureFile, rows: NDArray[np.int64], device: torch.device) -> None:
         self._position = torch.full((len(file),), -1)
         self._position[torch.from_numpy(rows)] = torch.arange(len(rows))
-        lengths = torch.from_numpy(file.lengths(rows))
-        self._table = _Table(*_loaded(file, rows, device), lengths.cumsum(0) - lengths, lengths, file.uniform)
+        self._table = _Table.of(*_loaded(file, rows, device), torch.from_numpy(file.lengths(rows)))
 
     def __call__(self, items: Tensor) -> Ragged:
         """Vectors of the items (B,), repeats allowed, on the device."""

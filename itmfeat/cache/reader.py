@@ -69,6 +69,11 @@ class FeatureFile:
         return self.extents["features"].shape[1]
 
     @property
+    def empty(self) -> NDArray[np.int64]:
+        """Rows of the items without a vector, ascending: images that could not be read."""
+        return np.flatnonzero(self.offsets[1:] == self.offsets[:-1]).astype(np.int64)
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """What is known of the backbone: weights digest, preprocessing, licence."""
         return dict(json.loads(str(self.attributes["fingerprint"])))

@@ -17,7 +17,7 @@ EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
 @command(app)
 def extract(
     dataset: Annotated[
-        str, typer.Argument(help="coco, flickr30k, flickr8k, demo, or a cache folder (text alone).")
+        str, typer.Argument(help="A reader (data/README.md has them), or a cache folder (text alone).")
     ],
     root: Annotated[Path | None, typer.Option(help="The dataset's folder; data/DATASET.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Cache folder; caches/DATASET.")] = None,
@@ -32,6 +32,8 @@ def extract(
     text_layers: LayersOption = None,
     dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a dataset in a general layout.")] = None,
+    on_error: Annotated[str, typer.Option(help="At an unreadable image: stop or skip.")] = "stop",
     workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
@@ -45,33 +47,18 @@ def extract(
     What is there already is kept; what was interrupted is resumed, to the same bytes. Of a cache folder, as
     one that was imported, the captions are extracted into it.
     """
+    own = ("val_fraction", "test_fraction", "split_seed", "as_json")
+    settings = {key: value for key, value in locals().items() if key not in own}
+
     from itmfeat.console import Meter, note
     from itmfeat_extract.corpus import DEFAULT_FRACTIONS
     from itmfeat_extract.extraction import Plan
     from itmfeat_extract.extraction import extract as run
 
-    asked = _given(val=val_fraction, test=test_fraction, seed=split_seed)
+    if asked := _given(val=val_fraction, test=test_fraction, seed=split_seed):
+        settings["fractions"] = dataclasses.replace(DEFAULT_FRACTIONS, **asked)
     with Meter() as meter:
-        made = run(
-            dataset,
-            root,
-            cache,
-            image_backbone,
-            text_backbone,
-            tokens=tokens,
-            image_size=image_size,
-            resize=resize,
-            layers=layers,
-            text_layers=text_layers,
-            dtype=dtype,
-            limit=limit,
-            workers=workers,
-            device=device,
-            fractions=dataclasses.replace(DEFAULT_FRACTIONS, **asked) if asked else None,
-            dry_run=dry_run,
-            progress=meter.count,
-            note=note,
-        )
+        made = run(**settings, progress=meter.count, note=note)
     if isinstance(made, Plan):
         _print_plan(vars(made), as_json)
     else:
@@ -82,7 +69,7 @@ def _print_plan(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
+        print("\n".join(f"{name.replace('_', ' '):15} {value}" for name, value in facts.items()))
 
 
 @command(cache_app, "info")
@@ -146,11 +133,12 @@ def cache_export(
     """Export a cache for the loaders of another project, or pack it into an archive."""
     from itmfeat.cache import find_cache
     from itmfeat.cache.formats import send
+    from itmfeat.console import note
 
     options = _given(
         image_backbone=image_backbone, text_backbone=text_backbone, redundant=redundant, level=level
     )
-    print(send(form, find_cache(cache), target, **options))
+    print(send(form, find_cache(cache), target, note=note, **options))
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -173,6 +161,9 @@ def _print_info(path: Path, as_json: bool) -> None:
             f"  {file['kind']:5} {file['name']}: {file['items']} items, {file['vectors']} vectors x "
             f"{file['dim']} {file['dtype']}, {file['bytes'] / 1e6:.1f} MB, digest {file['digest'][:12]}"
         )
+        if missing := file["missing"]:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            print(f"        missing: {len(missing)} items that could not be read: {names}")
     for state in ("unfinished", "damaged"):
         for text in found[state]:
             print(f"  {state}: {text}")

@@ -75,8 +75,9 @@ def evaluate(
 ) -> None:
     """Evaluate a finished run."""
     from itmfeat.api import evaluate as run_evaluation
+    from itmfeat.console import note
 
-    found = run_evaluation(run, split, protocol, cache=cache, device=device)
+    found = run_evaluation(run, split, protocol, cache=cache, device=device, note=note)
     _print_results(found, as_json)
 
 

@@ -416,9 +416,9 @@ def test_the_package_is_named(
     folder: Path, toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingPackageError, match=r"pyarrow: pip install 'itmfeat\[parquet\]'"):
+    with pytest.raises(MissingPackageError, match=r"pyarrow: pip install 'itmfeat\[tables\]'"):
         clip_retrieval.write(toy_cache, at / "out")
-    fails(4, r"pip install 'itmfeat\[parquet\]'", "cache", "import", "clip-retrieval", folder)
+    fails(4, r"pip install 'itmfeat\[tables\]'", "cache", "import", "clip-retrieval", folder)
     assert not (at / "out.part").exists()
 
 

@@ -354,8 +354,8 @@ def test_formats_and_options_have_names(folder: Path, tmp_path: Path) -> None:
         bring("precomb", folder)
     with pytest.raises(UsageError, match="unknown parameter of precomp 'nmae': did you mean 'name'"):
         bring("precomp", folder, tmp_path / "cache", nmae="f30k")
-    with pytest.raises(UsageError, match="unknown parameter of precomp 'note'"):
-        send("precomp", tmp_path, tmp_path / "out", note=print)
+    with pytest.raises(UsageError, match="unknown parameter of precomp 'redundnat'"):
+        send("precomp", tmp_path, tmp_path / "out", redundnat=True)
 
 
 def test_commands(folder: Path, at: Path) -> None:

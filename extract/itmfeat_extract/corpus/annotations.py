@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from itmfeat.errors import DataError
+from itmfeat_extract.corpus.inside import contained
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ _KINDS: dict[type, str] = {str: "a text", int: "a whole number", list: "a list",
 def find(root: Path, folders: Iterable[str], names: Iterable[str]) -> Path | None:
     """The first of `names`, in this order, that exists in one of the folders below root."""
     paths = (root / folder / name for name in names for folder in folders)
-    return next((path for path in paths if path.is_file()), None)
+    return next((contained(root, path) for path in paths if path.is_file()), None)
 
 
 def text(path: Path) -> str:
@@ -28,13 +29,18 @@ def text(path: Path) -> str:
 
 def load(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
-    try:
-        content = json.loads(text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not valid JSON ({error}): download or unpack it again") from None
+    content = parsed(text(path), str(path))
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object, so it is not the file that its name says")
     return content
+
+
+def parsed(content: str | bytes, where: str) -> Any:
+    """What a JSON text says; `where` says whose it is if it is none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # also bytes that are no text, and absurd numbers
+        raise DataError(f"{where} is not valid JSON ({error}): download or unpack it again") from None
 
 
 def field(record: object, key: str, kind: type[T], where: str) -> T:
@@ -48,3 +54,14 @@ def field(record: object, key: str, kind: type[T], where: str) -> T:
 def one_line(caption: str) -> str:
     """A caption without line breaks and outer blanks, otherwise as its author wrote it."""
     return " ".join(filter(None, map(str.strip, caption.splitlines())))
+
+
+def unquoted(caption: str) -> str:
+    """A caption without the quotes of CSV, if it has them.
+
+    A lone quote inside, as in `"Hi" says "Bo"`, shows that the outer ones are the author's own.
+    """
+    inner = caption[1:-1].replace('""', "")
+    if len(caption) < 2 or caption[0] + caption[-1] != '""' or '"' in inner:
+        return caption
+    return caption[1:-1].replace('""', '"')

@@ -1,13 +1,19 @@
 """What every reader returns: images, captions and which belongs to which."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError, UsageError
+from itmfeat_extract.corpus.inside import open_inside
+
+Opener = Callable[[str], BinaryIO]
+"""Opens an image by its name in the corpus; picklable, and called by many threads at once."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,13 @@ class Corpus:
     name: str
     root: Path  # image_files are relative to it
     image_ids: list[str]  # unique
-    image_files: list[str]
+    image_files: list[str]  # or, with an opener, whatever it knows an image by
     image_splits: list[str]  # one of SPLITS an image
     captions: list[str]
     caption_ids: list[int]  # unique: COCO annotation ids, Karpathy sentids, or a running number
     caption_image: NDArray[np.int64]  # (captions,) row of the image each caption belongs to
     origin: str = ""  # which files were read, how they were split, what was left out: for the log
+    opener: Opener | None = None  # where images are no files of their own: shards, tables
 
     def __post_init__(self) -> None:
         images, captions = len(self.image_ids), len(self.captions)
@@ -62,3 +69,8 @@ class Corpus:
             raise ValueError("captions must stand in image order")
         if self.caption_image[0] < 0 or self.caption_image[-1] >= images:
             raise ValueError("a caption belongs to no image")
+
+    def open(self, row: int) -> BinaryIO:
+        """The bytes of an image as a file; a DataError if there is none, or if it lies outside `root`."""
+        name = self.image_files[row]
+        return self.opener(name) if self.opener else open_inside(self.root, name)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from itmfeat.errors import DataError
 from itmfeat_extract.corpus import karpathy
-from itmfeat_extract.corpus.annotations import find, text
+from itmfeat_extract.corpus.annotations import find, text, unquoted
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
 from itmfeat_extract.corpus.rows import LAYOUT, Row, assemble
 
@@ -143,18 +143,7 @@ def _table_pairs(path: Path) -> Iterator[tuple[str, str]]:
         found = pattern.match(line)
         if not found:
             raise DataError(f"{where} is not of the form {mark.join(columns).upper()!r}")
-        yield found[1], _unquoted(found[2].strip()) if mark == "," else found[2]
-
-
-def _unquoted(caption: str) -> str:
-    """A caption without the quotes of CSV, if it has them.
-
-    A lone quote inside, as in `"Hi" says "Bo"`, shows that the outer ones are the author's own.
-    """
-    inner = caption[1:-1].replace('""', "")
-    if len(caption) < 2 or caption[0] + caption[-1] != '""' or '"' in inner:
-        return caption
-    return caption[1:-1].replace('""', '"')
+        yield found[1], unquoted(found[2].strip()) if mark == "," else found[2]
 
 
 def _by_lists(layout: _Layout, root: Path, rows: list[Row]) -> tuple[list[Row], str]:

@@ -9,13 +9,14 @@ import numpy as np
 
 from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.corpus.annotations import one_line
-from itmfeat_extract.corpus.base import Corpus, SplitFractions
+from itmfeat_extract.corpus.base import Corpus, Opener, SplitFractions
+from itmfeat_extract.corpus.inside import check_name, contained, writable
 from itmfeat_extract.corpus.splits import DEFAULT, draw
 
 LAYOUT = "data/README.md shows the layout"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image as an annotation file names it."""
 
@@ -34,21 +35,29 @@ def assemble(
     source: str,
     folders: Sequence[str],
     fractions: SplitFractions | None,
+    opener: Opener | None = None,
 ) -> Corpus:
-    """Find the images of `rows` in `folders` below root, and split them if `source` did not."""
+    """Find the images of `rows` in `folders` below root, and split them if `source` did not.
+
+    Images that an `opener` opens are not looked for: it knows them by the first of their files.
+    """
     if not rows:
         raise DataError(f"{name}: {source} names no image")
+    numbers = [number for row in rows for number in row.caption_ids]
+    if numbers and not (min(numbers) >= -(2**63) and max(numbers) < 2**63):
+        raise DataError(f"{name}: {source} numbers a caption beyond 64 bits: write a smaller number")
     splits, said = _splits(name, rows, source, fractions)
     return Corpus(
         name=name,
         root=root,
         image_ids=[row.id for row in rows],
-        image_files=_locate(name, root, rows, source, folders),
+        image_files=[row.files[0] for row in rows] if opener else _locate(name, root, rows, source, folders),
         image_splits=splits,
         captions=[_caption(raw, row, source) for row in rows for raw in row.captions],
-        caption_ids=[number for row in rows for number in row.caption_ids],
+        caption_ids=numbers,
         caption_image=np.repeat(np.arange(len(rows)), [len(row.captions) for row in rows]),
         origin=f"{source}; {said}",
+        opener=opener,
     )
 
 
@@ -69,13 +78,20 @@ def _caption(raw: str, row: Row, source: str) -> str:
     caption = one_line(raw)
     if not caption:
         raise DataError(f"{source}: image {row.files[0]} has an empty caption")
+    if not writable(caption):
+        raise DataError(f"{source}: image {row.files[0]} has a caption with half a character (a surrogate)")
     return caption
 
 
 def _locate(name: str, root: Path, rows: Sequence[Row], source: str, folders: Sequence[str]) -> list[str]:
     """The file of each image, relative to root: one listing a folder, for COCO has 123k files."""
-    there = _listing(root, folders, {os.path.dirname(file) for row in rows for file in row.files})
+    for row in rows:
+        for file in row.files:
+            check_name(file, source)
+    there, links = _listing(root, folders, {os.path.dirname(file) for row in rows for file in row.files})
     found = [next((path for path in _paths(folders, row.files) if path in there), None) for row in rows]
+    for path in links.intersection(filter(None, found)):
+        contained(root, root / path)
     missing = [row.files[0] for row, path in zip(rows, found, strict=True) if path is None]
     if missing:
         raise DataError(
@@ -85,14 +101,20 @@ def _locate(name: str, root: Path, rows: Sequence[Row], source: str, folders: Se
     return [path for path in found if path is not None]
 
 
-def _listing(root: Path, folders: Sequence[str], inner: Iterable[str]) -> set[str]:
-    there: set[str] = set()
+def _listing(root: Path, folders: Sequence[str], inner: Iterable[str]) -> tuple[set[str], set[str]]:
+    """What stands in those folders, as paths relative to root, and which of it are links."""
+    there, links = set(), set()
     for path in {path for part in inner for path in _paths(folders, [part])}:
         try:
-            there.update(f"{path.rstrip('/')}/{file}" for file in os.listdir(root / path))
+            with os.scandir(contained(root, root / path)) as entries:
+                for entry in entries:
+                    place = f"{path.rstrip('/')}/{entry.name}".lstrip("/")
+                    there.add(place)
+                    if entry.is_symlink():
+                        links.add(place)
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return {path.lstrip("/") for path in there}
+    return there, links
 
 
 def _paths(folders: Sequence[str], files: Iterable[str]) -> Iterable[str]:

@@ -1,7 +1,7 @@
 """Features of other projects, to and from a cache; one module a format.
 
-To add one, write `read(source, cache, *, note, ...)` or `write(cache, target, *, ...)` in a module of its own
-and add it to `IMPORTS` or `EXPORTS`.
+To add one, write `read(source, cache, *, note, ...)` or `write(cache, target, *, note, ...)` in a module of
+its own and add it to `IMPORTS` or `EXPORTS`.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ EXPORTS: dict[str, Callable[..., Path]] = {
     "clip-retrieval": clip_retrieval.write,
     "archive": archive.write,
 }
-"""(cache, target, **options) -> what was written."""
+"""(cache, target, *, note, **options) -> what was written; `note` is told what was left out."""
 
 
 def bring(
@@ -50,9 +50,17 @@ def bring(
     return read(source, cache or made or find_cache(None), note=note, **options)
 
 
-def send(name: str, cache: Path, target: Path, /, **options: Any) -> Path:
+def send(
+    name: str,
+    cache: Path,
+    target: Path,
+    /,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> Path:
     """Export a cache; unknown formats and options are an error."""
-    return _chosen("export", EXPORTS, name, options)(cache, target, **options)
+    return _chosen("export", EXPORTS, name, options)(cache, target, note=note, **options)
 
 
 def _chosen(

@@ -36,7 +36,7 @@ LEVELS = range(1, 20)
 SKELETON = "skeleton"
 
 
-def write(cache: Path, target: Path, *, level: int = 1) -> Path:
+def write(cache: Path, target: Path, *, note: Note = silent, level: int = 1) -> Path:
     """Pack all finished files of a cache into a folder: bytes shuffled, then Zstandard of level 1 to 19.
 
     Packed files that are there already and hold the same are kept, so an interrupted export goes on, and a
@@ -62,6 +62,8 @@ def write(cache: Path, target: Path, *, level: int = 1) -> Path:
             if not packed.exists():
                 file.check()
                 _pack(file.path, packed, file.extents, file.digest, level)
+    if left := found.unfinished():
+        note(f"left out, as they are not finished: {', '.join(map(str, left))}")
     if not (index := target / f"dataset{ENDING}").exists():
         _pack(cache / "dataset.h5", index, {}, found.index.digest, level)
     return target

@@ -276,14 +276,20 @@ def _write_vectors(
 
 
 def write(
-    cache: Path, target: Path, *, image_backbone: str | None = None, text_backbone: str | None = None
+    cache: Path,
+    target: Path,
+    *,
+    note: Note = silent,
+    image_backbone: str | None = None,
+    text_backbone: str | None = None,
 ) -> Path:
     """Export one vector an image and a caption in shards of 100,000 rows, one row a caption.
 
     The vector of an item is its only one, else the one that its backbone pools (CLIP: the embedding that
     images and texts share), else the mean of its vectors. Without text features there is no `text_emb`.
     Arrays have the type of the features; int8 becomes float16. The tables hold image_id, image_path, caption,
-    caption_id and split. The folder appears when it is complete; an existing one stays.
+    caption_id and split. Images without features are left out, and `note` is told. The folder appears when it
+    is complete; an existing one stays.
     """
     require_arrow()  # before the long work
     found = open_cache(cache)
@@ -295,12 +301,16 @@ def write(
     for file in files.values():
         file.check()
     patterns = ("*_emb/*_emb_*.npy", "metadata/metadata_*.parquet")
-    starts = range(0, found.index.captions, SHARD)
+    missing = files["img_emb"].empty
+    captions = np.flatnonzero(~np.isin(found.index.caption_image, missing))
+    if len(missing):
+        note(f"{len(missing)} images have no features and are left out with their captions")
+    starts = range(0, len(captions), SHARD)
     with new_folder(target, patterns) as part:
         width = sum(_dim(file) * _dtype(file).itemsize for file in files.values())
-        check_room(part, found.index.captions * (width + 1000))
+        check_room(part, len(captions) * (width + 1000))
         for number, start in enumerate(starts):
-            rows = np.arange(start, min(start + SHARD, found.index.captions))
+            rows = captions[start : start + SHARD]
             name = str(number).zfill(len(str(len(starts))))
             for stem, file in files.items():
                 items = found.index.caption_image[rows] if stem == "img_emb" else rows

@@ -33,7 +33,7 @@ def require_arrow() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingPackageError(
-            "clip-retrieval keeps its tables as Parquet, which needs pyarrow: pip install 'itmfeat[parquet]'"
+            "clip-retrieval keeps its tables as Parquet, which needs pyarrow: pip install 'itmfeat[tables]'"
         ) from error
     return pyarrow
 

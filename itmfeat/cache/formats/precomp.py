@@ -221,25 +221,39 @@ def _regions(splits: list[_Split]) -> Source:
     )
 
 
-def write(cache: Path, target: Path, *, image_backbone: str | None = None, redundant: bool = False) -> Path:
+def write(
+    cache: Path,
+    target: Path,
+    *,
+    note: Note = silent,
+    image_backbone: str | None = None,
+    redundant: bool = False,
+) -> Path:
     """Export images, their first five captions and splits (val as dev) for the loaders of other projects.
 
     Arrays are float32 (images, R, D), or (images, D) where an image is one vector; other types are widened.
     `redundant` stores each dev and test image five times, as loaders want that evaluate on every fifth row.
-    File names go to `id_mapping.json`. The folder appears when it is complete; an existing one stays.
+    File names go to `id_mapping.json`. Images without features are left out, and `note` is told. The folder
+    appears when it is complete; an existing one stays.
     """
     found = open_cache(cache)
     features = found.open("image", image_backbone)
-    if not features.uniform:
+    missing = features.empty
+    kept = np.setdiff1d(np.arange(len(features)), missing)
+    if len(set(features.lengths(kept).tolist())) != 1:
         raise DataError(
             f"{features.path} has images with different numbers of regions, and a precomp array one number "
             "for all; choose another --image-backbone"
         )
-    captions = _first_captions(found)
+    if len(missing):
+        note(
+            f"{len(missing)} of {len(features)} images have no features and are left out with their captions"
+        )
+    captions = _first_captions(found, kept)
     with new_folder(target, ("*_ims.npy", "*_*.txt", "id_mapping.json")) as part:
-        _check_room(found, features, part, redundant)
+        _check_room(found.index.image_split[kept], features, part, redundant)
         for name, split in zip(("train", "dev", "test"), SPLITS, strict=True):
-            rows = np.flatnonzero(found.index.image_split == SPLITS.index(split))
+            rows = kept[found.index.image_split[kept] == SPLITS.index(split)]
             if len(rows):
                 copies = PER_IMAGE if redundant and name != "train" else 1
                 _write_split(part, name, found, features, rows, captions[rows], copies)
@@ -247,26 +261,25 @@ def write(cache: Path, target: Path, *, image_backbone: str | None = None, redun
     return target
 
 
-def _first_captions(found: Cache) -> NDArray[np.int64]:
-    """Rows of the first five captions of each image, (images, 5)."""
+def _first_captions(found: Cache, kept: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the first five captions of each image, (images, 5); of those that are not kept any rows."""
     index = found.index
     counts = np.bincount(index.caption_image, minlength=index.images)
-    if few := int((counts < PER_IMAGE).sum()):
+    if few := int((counts[kept] < PER_IMAGE).sum()):
         raise DataError(
             f"{few} of the {index.images} images of {found.path} have fewer than five captions, and a "
             "precomp folder holds five of each; export a cache without those"
         )
     order = np.argsort(index.caption_image, kind="stable")
     starts = np.cumsum(counts) - counts
-    return np.asarray(order[starts[:, None] + np.arange(PER_IMAGE)], np.int64)
+    places = np.minimum(starts[:, None] + np.arange(PER_IMAGE), index.captions - 1)
+    return np.asarray(order[places], np.int64)
 
 
-def _check_room(found: Cache, features: FeatureFile, place: Path, redundant: bool) -> None:
-    sizes = {split: images for split, (images, _) in found.index.split_sizes().items()}
-    rows = sum(
-        images * (PER_IMAGE if redundant and split != "train" else 1) for split, images in sizes.items()
-    )
-    check_room(place, rows * features.uniform * features.dim * 4)
+def _check_room(splits: NDArray[np.uint8], features: FeatureFile, place: Path, redundant: bool) -> None:
+    """`splits` (I,) are those of the images to write."""
+    rows = int(np.where(splits == SPLITS.index("train"), 1, PER_IMAGE if redundant else 1).sum())
+    check_room(place, rows * int(np.diff(features.offsets).max()) * features.dim * 4)
 
 
 def _write_split(
@@ -279,7 +292,8 @@ def _write_split(
     copies: int,
 ) -> None:
     """The three files of a split: images `rows` (I,), their captions (I, 5)."""
-    vector = (features.dim,) if features.uniform == 1 else (features.uniform, features.dim)
+    regions = int(features.lengths(rows)[0])
+    vector = (features.dim,) if regions == 1 else (regions, features.dim)
     shape = (len(rows) * copies, *vector)
     # Not np.lib.format.open_memmap: a full disk kills the process that fills a mapping.
     with (folder / f"{name}_ims.npy").open("wb") as file:
