@@ -13,6 +13,8 @@ LayersOption = Annotated[str | None, typer.Option(help="-2, mean:-1,-2 or concat
 IMPORTS = "precomp (a SCAN folder), tsv, npz, clip-retrieval or archive."
 EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
 
+_NOT_FOR_EXTRACT = {"val_fraction", "test_fraction", "split_seed", "as_json"}
+
 
 @command(app)
 def extract(
@@ -47,8 +49,7 @@ def extract(
     What is there already is kept; what was interrupted is resumed, to the same bytes. Of a cache folder, as
     one that was imported, the captions are extracted into it.
     """
-    own = ("val_fraction", "test_fraction", "split_seed", "as_json")
-    settings = {key: value for key, value in locals().items() if key not in own}
+    settings = {key: value for key, value in locals().items() if key not in _NOT_FOR_EXTRACT}
 
     from itmfeat.console import Meter, note
     from itmfeat_extract.corpus import DEFAULT_FRACTIONS
