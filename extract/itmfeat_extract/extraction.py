@@ -82,11 +82,7 @@ def extract(
     chosen = backbones.Layers.parse(text_layers)
     settings = Settings(dtype, workers or default_workers())
     if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
-        if image_backbone not in (None, NONE) or any((root, cache, limit, fractions, name)):
-            raise UsageError(
-                f"{dataset} is a cache, from whose captions text is extracted into it: "
-                "leave out --image-backbone, --root, --cache, --limit, --name and the split options"
-            )
+        _check_cache_alone(dataset, image_backbone, root, cache, limit, fractions, name)
         corpus, folder, images = _indexed(Path(dataset)), Path(dataset), NONE
     else:
         corpus = read(dataset, Path(root or f"data/{name or dataset}"), fractions, limit, name)
@@ -141,6 +137,15 @@ def _check(dtype: str, limit: int | None, on_error: str) -> None:
         raise unknown("dtype", dtype, list(DTYPES))
     if on_error not in ("stop", "skip"):
         raise UsageError(f"--on-error must be stop or skip, not {on_error!r}")
+
+
+def _check_cache_alone(dataset: str, image_backbone: str | None, *options: object) -> None:
+    """Of a cache the captions alone are there: refuse what is about images or a new cache."""
+    if image_backbone not in (None, NONE) or any(options):
+        raise UsageError(
+            f"{dataset} is a cache, from whose captions text is extracted into it: "
+            "leave out --image-backbone, --root, --cache, --limit, --name and the split options"
+        )
 
 
 def _shared(
