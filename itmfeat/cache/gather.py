@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itmfeat.cache.ranges import TORCH_DTYPES
 from itmfeat.cache.reader import FeatureFile
-from itmfeat.cache.writer import TORCH_DTYPES
 from itmfeat.errors import DataError
 
 _LOAD_BYTES = 1 << 26  # of a step while a file is copied into memory

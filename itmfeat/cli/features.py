@@ -6,10 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_app, command, print_json
+from itmfeat.cli.shell import CacheOption, JsonOption, app, cache_app, command, print_json
 
 IMPORTS = "precomp (a SCAN folder), tsv, npz, clip-retrieval or archive."
 EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
+
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="On one device, threads that decode images; of several GPUs how many, a process each (all); "
+        "with --engine ray, tasks at once."
+    ),
+]
+DevicesOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several, a process each: cuda:0,cuda:2.")
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="Of the forward pass: float32, bfloat16 or float16 (a GPU's default).")
+]
+EngineOption = Annotated[str, typer.Option(help="local, or ray: on the machines of a Ray cluster.")]
 
 
 @command(app)
@@ -28,11 +43,13 @@ def extract(
     tokens: Annotated[str, typer.Option(help="all, pooled or grid:HxW.")] = "all",
     dtype: Annotated[str, typer.Option(help="float16, float32 or int8.")] = "float16",
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    workers: WorkersOption = None,
     val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    precision: PrecisionOption = None,
+    engine: EngineOption = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,8 +60,8 @@ def extract(
     """
     from itmfeat.console import Meter, note
     from itmfeat_extract.corpus import DEFAULT_FRACTIONS
-    from itmfeat_extract.extraction import Plan
     from itmfeat_extract.extraction import extract as run
+    from itmfeat_extract.launch import launched
 
     asked = _given(val=val_fraction, test=test_fraction, seed=split_seed)
     fractions = dataclasses.replace(DEFAULT_FRACTIONS, **asked) if asked else None
@@ -60,19 +77,25 @@ def extract(
             limit=limit,
             workers=workers,
             device=device,
+            precision=precision,
+            engine=engine,
             fractions=fractions,
             dry_run=dry_run,
             progress=meter.count,
             note=note,
         )
-    if isinstance(made, Plan):
-        facts = vars(made)
-        if as_json:
-            print_json(facts)
-        else:
-            print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in facts.items()))
-    else:
+    if not launched().rank:  # of several copies of this command the first speaks
+        _print_made(made, as_json)
+
+
+def _print_made(made: Any, as_json: bool) -> None:
+    """The folder of an extraction, or the plan of a dry run."""
+    if isinstance(made, Path):
         _print_info(made, as_json)
+    elif as_json:
+        print_json(vars(made))
+    else:
+        print("\n".join(f"{name.replace('_', ' '):12} {value}" for name, value in vars(made).items()))
 
 
 @command(cache_app, "info")
