@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from itmfeat.cache.journal import Sums
@@ -18,7 +18,7 @@ from itmfeat.errors import DataError, ItmfeatError, MissingPackageError
 from itmfeat_extract.makers import Recipe
 from itmfeat_extract.stages import Done, Maker, Task, Times, run
 
-GROUP = 4  # ranges a task: decoding ahead works within one
+GROUP = 4  # ranges a task at most: decoding ahead works within one
 RETRIES = 5  # a task that a machine's death took back with it counts too
 
 Answer = tuple[list[tuple[int, Sums]], Times] | ItmfeatError
@@ -47,7 +47,7 @@ class Cluster:
         ray, times = self._ray, Times()
         resources = {"num_cpus": 1} if self._resource == "CPU" else {"num_cpus": 1, "num_gpus": 1}
         remote = ray.remote(max_retries=RETRIES, **resources)(make_group)
-        groups = _groups(tasks, GROUP)
+        groups = _groups(tasks, self._at_once)
         running: dict[Any, list[Task]] = {}
         try:
             while True:
@@ -103,9 +103,10 @@ def _maker(recipe: Recipe) -> Maker:
     return recipe.maker()
 
 
-def _groups(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
-    source = iter(tasks)
-    while group := list(islice(source, size)):
+def _groups(tasks: Iterable[Task], at_once: int) -> Iterator[list[Task]]:
+    """Small ones first, so that of a small dataset all machines get some."""
+    source, sizes = iter(tasks), (min(GROUP, 1 + number // at_once) for number in count())
+    while group := list(islice(source, next(sizes))):
         yield [Task(_absolute(task.slot), task.items) for task in group]
 
 

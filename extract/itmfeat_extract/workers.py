@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, Pipe, wait
 from types import TracebackType
 from typing import Self
@@ -69,7 +70,9 @@ class _Crew:
         self._source, self._again, self._died = iter(tasks), deque[Task](), Counter[int]()
         self._times = Times()
         self._workers: list[_Worker] = []
-        for recipe in recipes:
+        first = list(islice(self._source, len(recipes) * DEPTH))
+        self._again.extend(first)
+        for recipe in recipes[: len(first)]:  # no more workers than ranges
             self._workers.append(self._start(recipe))
 
     def work(self) -> Times:
