@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 # Before ray is imported. Its nodes die and are found dead within seconds, not within half a minute.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_health_check_period_ms"] = "500"
-os.environ["RAY_health_check_failure_threshold"] = "3"
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 COMMAND = [sys.executable, "-c", "from itmfeat.cli import main; main()", "extract"]
 
