@@ -69,7 +69,8 @@ class Work:
             path = writer.finish()
         if made:
             rate = made / max(seconds, 1e-9)
-            self.note(f"{self.spec.backbone}: {made} items, {rate:.1f}/s, {times.verdict()}")
+            who = f" by the first of {launch.world} copies" if launch.world > 1 else ""
+            self.note(f"{self.spec.backbone}: {made} items{who}, {rate:.1f}/s, {times.verdict()}")
         return path
 
     def _made(
