@@ -1,11 +1,13 @@
 """From a dataset's name to its cache: the function behind `itmfeat extract`."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from itmfeat.cache import SPLITS, FeatureFile, open_cache
 from itmfeat.cache.schema import DTYPES
@@ -13,20 +15,24 @@ from itmfeat.errors import DataError, UsageError, unknown
 from itmfeat_extract import backbones
 from itmfeat_extract.corpus import READERS, Corpus, SplitFractions, read
 from itmfeat_extract.duplicates import shared_captions, shared_images
+from itmfeat_extract.engines import Site
+from itmfeat_extract.filling import Note, Progress
+from itmfeat_extract.makers import Images, Texts
 from itmfeat_extract.pictures import UNREADABLE, unreadable
 from itmfeat_extract.pipeline import (
-    Progress,
     Settings,
-    default_workers,
     extract_images,
     extract_texts,
+    silent,
+    tokenized,
     write_corpus,
 )
+from itmfeat_extract.probe import CAPTIONS, IMAGES, estimate, spread
 from itmfeat_extract.tokens import TokenPolicy
 
-IMAGE_DEFAULT, TEXT_DEFAULT, NONE = "efficientnet-lite0", "minilm-l6", "none"
+_NOTHING = np.empty(0, np.int32), np.empty(0, np.int64), 0
 
-Note = Callable[[str], None]
+IMAGE_DEFAULT, TEXT_DEFAULT, NONE = "efficientnet-lite0", "minilm-l6", "none"
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Plan:
     free_bytes: int
     shared_images: dict[str, int]  # splits -> how many equal images stand in both
     shared_captions: dict[str, int]
+    eta_seconds: int | None  # an estimate, from a few items
 
 
 def extract(
@@ -60,12 +67,14 @@ def extract(
     limit: int | None = None,
     workers: int | None = None,
     device: str = "auto",
+    precision: str | None = None,
+    engine: str = "local",
     fractions: SplitFractions | None = None,
     name: str | None = None,
     on_error: str = "stop",
     dry_run: bool = False,
     progress: Progress = lambda what, done, total: None,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> Path | Plan:
     """Extract a dataset into a cache folder and return the folder (or the plan of a dry run).
 
@@ -75,55 +84,112 @@ def extract(
     choice of `tokens` (`TokenPolicy`), `image_size`, `resize` and layers (`View`) makes a file of its own.
     `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction;
     with `on_error` "skip" it gets no vectors, and all images are decoded once beforehand to find such ones.
+    `engine`, `device` and `workers` say who works (`Site.of`), `precision` is that of the forward pass.
     """
     _check(dtype, limit, on_error)
     policy = TokenPolicy.parse(tokens)
     view = backbones.View(image_size, resize, backbones.Layers.parse(layers))
     chosen = backbones.Layers.parse(text_layers)
-    settings = Settings(dtype, workers or default_workers())
-    if dataset not in READERS and (Path(dataset) / "dataset.h5").exists():
-        _check_cache_alone(dataset, image_backbone, root, cache, limit, fractions, name)
-        corpus, folder, images = _indexed(Path(dataset)), Path(dataset), NONE
-    else:
-        corpus = read(dataset, Path(root or f"data/{name or dataset}"), fractions, limit, name)
-        folder = Path(cache or f"caches/{corpus.name}" + (f"-{limit}" if limit else ""))
-        images = image_backbone or IMAGE_DEFAULT
+    site = Site.of(engine, device, workers)
+    settings = Settings(dtype, site.threads, site.launch)
+    if site.launch.rank:  # the first copy speaks for all
+        progress, note = (lambda what, done, total: None), silent
+    corpus, folder, images = _source(dataset, root, cache, image_backbone, limit, fractions, name)
     if corpus.origin:
         note(corpus.origin)
-    image = _load_image(images, device, view)
-    text = _load_text(text_backbone, device, chosen)
+    image = _load_image(images, site.devices[0], precision, view)
+    text = _load_text(text_backbone, site.devices[0], precision, chosen)
     shared = _shared(corpus, folder, images, dry_run, settings.workers, note)
     if dry_run:
-        return _plan(corpus, folder, image, text, policy, dtype, *shared)
+        return _plan(corpus, folder, image, text, policy, dtype, *shared, site)
     digest = write_corpus(corpus, folder)
+    made = _Made(corpus, folder, digest, site, settings, progress, note)
     if image:
         path = folder / "image" / f"{backbones.slug(images)}{view.suffix}{policy.suffix}.h5"
-        skip = on_error == "skip" and not path.exists()
-        missing = _missing(corpus, folder, digest, settings, progress, note) if skip else {}
-        extract_images(corpus, digest, path, image, policy, settings, progress, missing)
+        options = {"dtype": precision, "view": view}
+        made.images(path, images, image, policy, on_error == "skip", options)
     if text:
         path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
-        _tell_of_cuts(extract_texts(corpus, digest, path, text, settings, progress), text.max_length, note)
+        made.texts(path, text_backbone, text, {"dtype": precision, "layers": chosen})
     return folder
 
 
-def _load_image(name: str, device: str, view: backbones.View) -> backbones.ImageBackbone | None:
+@dataclass(frozen=True)
+class _Made:
+    """What both sides of an extraction share."""
+
+    corpus: Corpus
+    folder: Path
+    digest: str
+    site: Site
+    settings: Settings
+    progress: Progress
+    note: Note
+
+    def images(
+        self,
+        path: Path,
+        name: str,
+        backbone: backbones.ImageBackbone,
+        policy: TokenPolicy,
+        skip: bool,
+        options: dict[str, Any],
+    ) -> None:
+        """The image features; `options` are those that the backbone was loaded with."""
+        missing: dict[int, str] = {}
+        if skip and not path.exists():
+            missing = _missing(self.corpus, self.folder, self.digest, self.settings, self.progress, self.note)
+        engine = self.site.engine("image", name, backbone, policy=policy, corpus=self.corpus, **options)
+        extract_images(
+            self.corpus,
+            self.digest,
+            path,
+            backbone,
+            policy,
+            self.settings,
+            self.progress,
+            missing,
+            engine=engine,
+            note=self.note,
+        )
+
+    def texts(self, path: Path, name: str, backbone: backbones.TextBackbone, options: dict[str, Any]) -> None:
+        """The text features; `options` as for images."""
+        engine = self.site.engine("text", name, backbone, **options)
+        extract_texts(
+            self.corpus,
+            self.digest,
+            path,
+            backbone,
+            self.settings,
+            self.progress,
+            engine=engine,
+            note=self.note,
+        )
+        _tell_of_cuts(path, backbone.max_length, self.note)
+
+
+def _load_image(
+    name: str, device: str, precision: str | None, view: backbones.View
+) -> backbones.ImageBackbone | None:
     if name != NONE:
-        return backbones.load_image(name, device, view=view)
+        return backbones.load_image(name, device, precision, view)
     if view != backbones.DEFAULT_VIEW:
         raise UsageError("no images are extracted here: leave out --image-size, --resize and --layers")
     return None
 
 
-def _load_text(name: str, device: str, layers: backbones.Layers) -> backbones.TextBackbone | None:
+def _load_text(
+    name: str, device: str, precision: str | None, layers: backbones.Layers
+) -> backbones.TextBackbone | None:
     if name != NONE:
-        return backbones.load_text(name, device, layers=layers)
+        return backbones.load_text(name, device, precision, layers)
     if not layers.last:
         raise UsageError("no text is extracted here: leave out --text-layers")
     return None
 
 
-def _tell_of_cuts(path: Path, longest: int, note: Callable[[str], None]) -> None:
+def _tell_of_cuts(path: Path, longest: int, note: Note) -> None:
     """Captions that were longer than the model reads."""
     file = FeatureFile(path)
     if cut := file.fingerprint.get("truncated"):
@@ -139,13 +205,26 @@ def _check(dtype: str, limit: int | None, on_error: str) -> None:
         raise UsageError(f"--on-error must be stop or skip, not {on_error!r}")
 
 
-def _check_cache_alone(dataset: str, image_backbone: str | None, *options: object) -> None:
-    """Of a cache the captions alone are there: refuse what is about images or a new cache."""
-    if image_backbone not in (None, NONE) or any(options):
+def _source(
+    dataset: str,
+    root: str | Path | None,
+    cache: str | Path | None,
+    image_backbone: str | None,
+    limit: int | None,
+    fractions: SplitFractions | None,
+    name: str | None,
+) -> tuple[Corpus, Path, str]:
+    """The corpus, the cache folder and the image backbone; of a cache the captions alone are there."""
+    if dataset in READERS or not (Path(dataset) / "dataset.h5").exists():
+        corpus = read(dataset, Path(root or f"data/{name or dataset}"), fractions, limit, name)
+        folder = Path(cache or f"caches/{corpus.name}" + (f"-{limit}" if limit else ""))
+        return corpus, folder, image_backbone or IMAGE_DEFAULT
+    if image_backbone not in (None, NONE) or any((root, cache, limit, fractions, name)):
         raise UsageError(
             f"{dataset} is a cache, from whose captions text is extracted into it: "
             "leave out --image-backbone, --root, --cache, --limit, --name and the split options"
         )
+    return _indexed(Path(dataset)), Path(dataset), NONE
 
 
 def _shared(
@@ -203,11 +282,12 @@ def _plan(
     dtype: str,
     shared_images: dict[str, int],
     shared_captions: dict[str, int],
+    site: Site,
 ) -> Plan:
-    """Sizes of what an extraction would write."""
+    """Sizes of what an extraction would write, and how long it would take."""
     width = np.dtype(DTYPES[dtype]).itemsize
     regions = len(corpus.image_ids) * policy.regions(image) if image else 0
-    tokens = sum(len(ids) for ids in text.tokenize(corpus.captions).ids) if text else 0
+    ids, lengths, _ = tokenized(text, corpus.captions) if text else _NOTHING
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return Plan(
         corpus.name,
@@ -215,8 +295,35 @@ def _plan(
         len(corpus.image_ids),
         len(corpus.captions),
         regions * (image.dim * width + (24 if policy.boxed(image) else 0)) if image else 0,
-        tokens * text.dim * width if text else 0,
+        len(ids) * text.dim * width if text else 0,
         shutil.disk_usage(place).free,
         shared_images,
         shared_captions,
+        _seconds(corpus, image, text, policy, ids, lengths, site),
     )
+
+
+def _seconds(
+    corpus: Corpus,
+    image: backbones.ImageBackbone | None,
+    text: backbones.TextBackbone | None,
+    policy: TokenPolicy,
+    ids: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    site: Site,
+) -> int | None:
+    """An estimate from a few items, made here and on the first device alone; None without a sample."""
+    found: list[float | None] = [0.0]
+    on_cpu = site.devices[0] == "cpu" or (site.devices[0] == "auto" and not torch.cuda.is_available())
+    share = 1 if on_cpu else len(site.devices)  # on the CPU a second process takes the cores of the first
+    if image:
+        files = corpus.image_files
+        sample = [files[row] for row in spread(len(files), IMAGES)]
+        maker = Images(image, policy, corpus.root, corpus.opener)
+        found.append(estimate(maker, sample, len(files), site.threads, on_cpu))
+    if text:
+        starts = np.cumsum(lengths) - lengths
+        captions = [ids[starts[row] :][: lengths[row]] for row in spread(len(lengths), CAPTIONS)]
+        found.append(estimate(Texts(text), captions, len(lengths), 1, on_cpu))
+    known = [each for each in found if each is not None]
+    return round(sum(known) / share / site.launch.world) if len(known) == len(found) else None

@@ -18,6 +18,8 @@ from itmfeat.errors import DataError
 from itmfeat_extract.backbones.preprocess import to_rgb
 from itmfeat_extract.corpus import Corpus
 from itmfeat_extract.corpus.annotations import field, load
+from itmfeat_extract.corpus.base import Opener
+from itmfeat_extract.corpus.inside import open_inside
 
 T = TypeVar("T")
 
@@ -80,8 +82,14 @@ def _sampled(image: Image.Image) -> None:
 
 def decode(corpus: Corpus, row: int, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of an image of a corpus; a DataError names one that is no picture."""
+    return decode_named(corpus.root, corpus.image_files[row], corpus.opener, use)
+
+
+def decode_named(root: Path, name: str, opener: Opener | None, use: Callable[[Image.Image], T]) -> T:
+    """The same of an image by its name, which `opener` knows, or which is a file below `root`."""
     try:
-        with corpus.open(row) as file, Image.open(file, formats=FORMATS) as image:
+        opened = opener(name) if opener else open_inside(root, name)
+        with opened as file, Image.open(file, formats=FORMATS) as image:
             longer, shorter = max(image.size), min(image.size)
             if longer > LONGEST * shorter:
                 raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow")
@@ -89,8 +97,8 @@ def decode(corpus: Corpus, row: int, use: Callable[[Image.Image], T]) -> T:
     except DataError:
         raise
     except Exception as error:  # of a hostile file Pillow's readers raise nearly anything
-        name = corpus.image_files[row] if corpus.opener else corpus.root / corpus.image_files[row]
-        raise DataError(f"{name} cannot be read as an image ({_said(error)}){HINT}") from error
+        shown = name if opener else root / name
+        raise DataError(f"{shown} cannot be read as an image ({_said(error)}){HINT}") from error
 
 
 def _said(error: Exception) -> str:

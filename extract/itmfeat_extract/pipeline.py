@@ -1,40 +1,34 @@
-"""Decode, forward, write: the features of a corpus into a cache, overlapped and resumable.
+"""The features of a corpus into a cache: what a file will hold, and who fills it.
 
 The unit of work is a range of items that is always processed in the same batches, so a file that was
-interrupted and resumed has the same bytes as one written in one go. While the device works on a range,
-threads decode the next ones and another thread writes the last.
+interrupted and resumed, or made by many processes, has the same bytes as one written in one go.
 """
 
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from itmfeat.cache import SPLITS, FeatureSpec, FeatureWriter, holds, write_index
+from itmfeat.cache import SPLITS, FeatureSpec, holds, write_index
 from itmfeat.cache.journal import Journal
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
-from itmfeat_extract.backbones.lanes import encode_pictures
 from itmfeat_extract.corpus import Corpus
-from itmfeat_extract.pictures import decode as decode_image
+from itmfeat_extract.filling import Engine, Here, Note, Progress, Work
+from itmfeat_extract.launch import Launch
+from itmfeat_extract.makers import Images, Texts, versions
 from itmfeat_extract.tokens import TokenPolicy
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being extracted, items done and items in all."""
+IMAGE_RANGE, TEXT_RANGE = 64, 2048
+ALONE = Launch()
 
-IMAGE_RANGE, TEXT_RANGE, TEXT_BATCH = 64, 2048, 512
-AHEAD = 2  # ranges that are decoded in advance
-VERSIONS = ("torch", "transformers", "pillow", "numpy", "h5py", "itmfeat")
+
+def silent(text: str) -> None:
+    """A note that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +37,7 @@ class Settings:
 
     dtype: str = "float16"
     workers: int = 2  # threads that decode images
+    launch: Launch = ALONE  # which of several copies of a command this is
 
 
 def write_corpus(corpus: Corpus, cache: Path) -> str:
@@ -65,10 +60,14 @@ def extract_images(
     settings: Settings,
     progress: Progress,
     missing: Collection[int] = (),
+    *,
+    engine: Engine | None = None,
+    note: Note = silent,
 ) -> Path:
     """Image features of a corpus into `path`; a finished file with the same settings stays as it is.
 
-    The rows in `missing` cannot be decoded: their items are empty.
+    The rows in `missing` cannot be decoded: their items are empty. `engine` has the ranges made: this
+    process, if nothing else is said. What was the bottleneck is told to `note`.
     """
     count = len(corpus.image_files)
     present = np.ones(count, bool)
@@ -92,21 +91,12 @@ def extract_images(
     if missing:
         _forget(path, replace(spec, lengths=np.full(count, policy.regions(backbone), np.int64)))
 
-    def decode(row: int) -> NDArray[np.uint8]:
-        if not present[row]:  # a blank keeps the batch its size, and is dropped behind the forward pass
-            return backbone.preprocess(Image.new("RGB", (1, 1)))
-        return decode_image(corpus, row, backbone.preprocess)
+    def names(items: range) -> list[str | None]:
+        return [corpus.image_files[item] if present[item] else None for item in items]
 
-    with FeatureWriter(path, spec) as writer:
-        with _decoded(writer, decode, settings.workers) as ranges, _Writes(writer) as writes:
-            done = count - sum(len(writer.items(index)) for index in writer.pending)
-            for index, pictures in ranges:
-                encoded = encode_pictures(backbone, pictures)
-                payloads = _without_blanks(policy.apply(encoded, backbone), present[writer.items(index)])
-                writes.add(index, **payloads)
-                done += len(pictures)
-                progress(backbone.name, done, count)
-        return writer.finish()
+    maker = Images(backbone, policy, corpus.root, corpus.opener)
+    work = Work(path, spec, names, progress, note)
+    return work.run(maker, engine or Here(settings.workers), settings.launch)
 
 
 def _forget(path: Path, stopped: FeatureSpec) -> None:
@@ -119,21 +109,6 @@ def _forget(path: Path, stopped: FeatureSpec) -> None:
         journal.close()
 
 
-def _without_blanks(payloads: dict[str, torch.Tensor], present: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
-    """Payloads of the items that are present (B,): others lose their vectors, and are zero in `pooled`."""
-    if present.all():
-        return payloads
-    keep = torch.from_numpy(present).to(payloads["features"].device)
-    kept = {
-        name: values.reshape(len(keep), -1, *values.shape[1:])[keep].flatten(0, 1)
-        for name, values in payloads.items()
-        if name != "pooled"
-    }
-    if "pooled" in payloads:
-        kept["pooled"] = payloads["pooled"].masked_fill(~keep.unsqueeze(1), 0)
-    return kept
-
-
 def extract_texts(
     corpus: Corpus,
     dataset: str,
@@ -141,12 +116,14 @@ def extract_texts(
     backbone: TextBackbone,
     settings: Settings,
     progress: Progress,
+    *,
+    engine: Engine | None = None,
+    note: Note = silent,
 ) -> Path:
-    """Token features of all captions into `path`; each range is batched by length, to pad little."""
-    tokenized = backbone.tokenize(corpus.captions)
-    ids, count = tokenized.ids, len(corpus.captions)
-    lengths = np.array([len(tokens) for tokens in ids], np.int64)
-    fingerprint = backbone.fingerprint() | {"truncated": tokenized.truncated}
+    """Token features of all captions into `path`; the options are those of `extract_images`."""
+    ids, lengths, truncated = tokenized(backbone, corpus.captions)
+    count = len(corpus.captions)
+    fingerprint = backbone.fingerprint() | {"truncated": truncated}
     spec = FeatureSpec(
         kind="text",
         backbone=backbone.name,
@@ -160,103 +137,25 @@ def extract_texts(
     if holds(path, spec):
         progress(backbone.name, count, count)
         return path
-    with FeatureWriter(path, spec) as writer:
-        with _Writes(writer) as writes:
-            done = count - sum(len(writer.items(index)) for index in writer.pending)
-            for index in writer.pending:
-                items = writer.items(index)
-                vectors, pooled = _encode_range(backbone, [ids[item] for item in items])
-                writes.add(index, features=vectors, **({} if pooled is None else {"pooled": pooled}))
-                done += len(items)
-                progress(backbone.name, done, count)
-        return writer.finish()
-
-
-def _encode_range(
-    backbone: TextBackbone, ids: list[list[int]]
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """Token ids of a range -> its vectors one after another (V, D), and pooled vectors (items, P)."""
-    lengths = np.array([len(tokens) for tokens in ids])
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    vectors = np.empty((int(starts[-1]), backbone.dim), np.float32)
-    pooled = np.empty((len(ids), backbone.pooled_dim), np.float32) if backbone.pooled_dim else None
-    order = np.argsort(lengths, kind="stable")
-    for first in range(0, len(order), TEXT_BATCH):
-        chosen = order[first : first + TEXT_BATCH]
-        width = backbone.pad_to or int(lengths[chosen].max())
-        padded = torch.full((len(chosen), width), backbone.pad_id)
-        for row, item in enumerate(chosen):
-            padded[row, : lengths[item]] = torch.tensor(ids[item])
-        encoded = backbone.encode(padded, torch.from_numpy(lengths[chosen]))
-        found = encoded.vectors.float().cpu().numpy()
-        for row, item in enumerate(chosen):
-            vectors[starts[item] : starts[item + 1]] = found[row, : lengths[item]]
-        if pooled is not None and encoded.pooled is not None:
-            pooled[chosen] = encoded.pooled.float().cpu().numpy()
-    return vectors, pooled
+    work = Work(path, spec, lambda items: [ids[starts[i] : starts[i + 1]] for i in items], progress, note)
+    return work.run(Texts(backbone), engine or Here(1), settings.launch)
 
 
-@contextmanager
-def _decoded(
-    writer: FeatureWriter, decode: Callable[[int], NDArray[np.uint8]], workers: int
-) -> Iterator[Iterator[tuple[int, list[NDArray[np.uint8]]]]]:
-    """The pending ranges as pictures (H, W, 3), decoded in advance by threads."""
-    pool = ThreadPoolExecutor(max(1, workers), "decode")
+def tokenized(
+    backbone: TextBackbone, captions: list[str]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], int]:
+    """Ids of all captions one after another, their lengths (captions,), and how many were cut.
 
-    def ranges() -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
-        waiting: deque[tuple[int, list[Future[NDArray[np.uint8]]]]] = deque()
-        for index in writer.pending:
-            waiting.append((index, [pool.submit(decode, row) for row in writer.items(index)]))
-            if len(waiting) > AHEAD:
-                yield _results(*waiting.popleft())
-        while waiting:
-            yield _results(*waiting.popleft())
-
-    try:
-        yield ranges()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _results(index: int, futures: list[Future[NDArray[np.uint8]]]) -> tuple[int, list[NDArray[np.uint8]]]:
-    return index, [future.result() for future in futures]
-
-
-class _Writes:
-    """A thread that narrows, checksums and writes finished ranges while the device goes on."""
-
-    def __init__(self, writer: FeatureWriter) -> None:
-        self._writer = writer
-        self._pool = ThreadPoolExecutor(1, "write")
-        self._last: Future[None] | None = None
-
-    def add(self, index: int, **payloads: Any) -> None:
-        """Hand over a range: tensors or arrays, as `FeatureWriter.write` takes them."""
-        self._wait()
-        self._last = self._pool.submit(self._write, index, payloads)
-
-    def _write(self, index: int, payloads: dict[str, Any]) -> None:
-        arrays = {
-            name: _widened(value).cpu().numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in payloads.items()
-        }
-        self._writer.write(index, **arrays)
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def __enter__(self) -> "_Writes":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        if kind is None:
-            self._wait()
-
-
-def _widened(values: torch.Tensor) -> torch.Tensor:
-    return values.float() if values.is_floating_point() else values
+    A part at a time: ids as Python numbers take ten times the memory.
+    """
+    parts, lengths, truncated = [], [], 0
+    for first in range(0, len(captions), TEXT_RANGE):
+        found = backbone.tokenize(captions[first : first + TEXT_RANGE])
+        parts.append(np.fromiter(chain.from_iterable(found.ids), np.int32))
+        lengths.append(np.fromiter(map(len, found.ids), np.int64))
+        truncated += found.truncated
+    return np.concatenate(parts), np.concatenate(lengths), truncated
 
 
 def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -264,10 +163,5 @@ def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, An
     return {
         "dtype": settings.dtype,
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
-        "versions": json.dumps({name: version(name) for name in VERSIONS}, sort_keys=True),
+        "versions": json.dumps(versions(), sort_keys=True),
     }
-
-
-def default_workers() -> int:
-    """Decoding threads: one a core, at most eight; Pillow lets other threads run meanwhile."""
-    return min(8, os.cpu_count() or 1)

@@ -6,8 +6,9 @@ A folder a dataset: `dataset.h5`, `image/BACKBONE.h5`, `text/BACKBONE.h5`.
 from itmfeat.cache.folder import Cache, describe, find_cache, open_cache, verify
 from itmfeat.cache.gather import Gather, Ragged, Resident, widened
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
+from itmfeat.cache.ranges import quantize
 from itmfeat.cache.reader import FeatureFile, holds
-from itmfeat.cache.writer import FeatureSpec, FeatureWriter, quantize
+from itmfeat.cache.writer import FeatureSpec, FeatureWriter
 
 __all__ = [
     "SPLITS",

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itmfeat.cache.ranges import TORCH_DTYPES
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.schema import Extent
-from itmfeat.cache.writer import TORCH_DTYPES
 from itmfeat.errors import DataError
 from itmfeat.machine import free_memory
 

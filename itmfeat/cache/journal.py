@@ -38,20 +38,7 @@ class Journal:
 
     def read(self) -> Entries:
         """All whole lines."""
-        found = Entries()
-        for line in self.path.read_bytes().split(b"\n"):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # empty or torn by a kill
-            match entry:
-                case {"identity": str(identity), "attributes": dict(attributes)}:
-                    found.identity, found.attributes = identity, attributes
-                case {"identity": str(identity)}:
-                    found.identity = identity
-                case {"range": int(index), "sums": dict(sums)}:
-                    found.done[index] = sums
-        return found
+        return read_entries(self.path)
 
     def begin(self, identity: str, attributes: dict[str, Any]) -> None:
         """Start afresh with the identity of the extraction."""
@@ -63,13 +50,7 @@ class Journal:
         self._append({"range": index, "sums": sums})
 
     def _append(self, entry: dict[str, object]) -> None:
-        # The newline in front closes a line that a kill may have torn.
-        line = f"\n{json.dumps(entry)}\n".encode()
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-        except OSError as error:
-            raise disk_full(error, self.path, ", it goes on from here") or error from None
+        append(self._descriptor, self.path, entry)
 
     def close(self) -> None:
         """Release the lock and keep the journal for the next start."""
@@ -79,6 +60,35 @@ class Journal:
         """The extraction is complete."""
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+def read_entries(path: Path) -> Entries:
+    """All whole lines of a journal; nothing of one that does not exist."""
+    found = Entries()
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # empty or torn by a kill
+        match entry:
+            case {"identity": str(identity), "attributes": dict(attributes)}:
+                found.identity, found.attributes = identity, attributes
+            case {"identity": str(identity)}:
+                found.identity = identity
+            case {"range": int(index), "sums": dict(sums)}:
+                found.done[index] = sums
+    return found
+
+
+def append(descriptor: int, path: Path, entry: dict[str, object]) -> None:
+    """Add a line to a journal that is open for appending."""
+    # The newline in front closes a line that a kill may have torn.
+    line = f"\n{json.dumps(entry)}\n".encode()
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError as error:
+        raise disk_full(error, path, ", it goes on from here") or error from None
 
 
 def journal_of(path: Path) -> Path:

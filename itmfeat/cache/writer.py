@@ -18,14 +18,11 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from itmfeat.cache import schema, seal
-from itmfeat.cache.journal import Entries, Journal, difference, journal_of
-from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
-
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8, "int32": torch.int32}
+from itmfeat.cache import ranges, schema, seal
+from itmfeat.cache.journal import Entries, Journal, Sums, difference, journal_of
+from itmfeat.errors import DataError, ItmfeatError, UsageError
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,11 @@ class FeatureSpec:
         """Number of ranges."""
         return -(-len(self.lengths) // self.range_items)
 
+    def items(self, index: int) -> range:
+        """The items of a range."""
+        first = index * self.range_items
+        return range(first, min(first + self.range_items, len(self.lengths)))
+
     def identity(self) -> str:
         """A digest of everything above."""
         digest = hashlib.sha256(json.dumps([self.attributes(), self.dim, self.pooled_dim]).encode())
@@ -104,20 +106,12 @@ class FeatureSpec:
         return digest.hexdigest()
 
 
-def quantize(vectors: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale."""
-    wide = torch.from_numpy(np.ascontiguousarray(vectors)).float()  # vectorised, unlike NumPy's float16
-    scales = wide.abs().amax(dim=1) / 127
-    steps = wide / torch.where(scales > 0, scales, 1).unsqueeze(1)
-    return steps.round_().to(torch.int8).numpy(), scales.numpy()
-
-
 class FeatureWriter:
     """Creates or resumes `path`; use as a context manager, write the `pending` ranges, `finish`."""
 
     def __init__(self, path: Path, spec: FeatureSpec) -> None:
         self.path, self.spec = path, spec
-        self.part = path.with_name(path.name + ".part")
+        self.part = part_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.offsets = schema.offsets_of(spec.lengths)
         self._finished = False
@@ -135,8 +129,11 @@ class FeatureWriter:
         entries = self._journal.read()
         if entries.identity is None or not self.part.exists():
             self._check_room(self.spec.nbytes)
+            # In this order, so that whoever sees this identity and a file beside it sees the whole file.
+            self.part.unlink(missing_ok=True)
             self._journal.begin(self.spec.identity(), self.spec.attributes())
-            self._create(self.part)  # a kill here is one before the first range
+            self._create(self._fresh)
+            os.replace(self._fresh, self.part)  # a kill before is one before the first range
             entries = Entries()
         elif entries.identity != self.spec.identity():
             raise DataError(
@@ -201,73 +198,47 @@ class FeatureWriter:
 
     def items(self, index: int) -> range:
         """The items of a range."""
-        first = index * self.spec.range_items
-        return range(first, min(first + self.spec.range_items, len(self.spec.lengths)))
+        return self.spec.items(index)
 
-    def write(self, index: int, **payloads: NDArray[Any]) -> None:
-        """Write all items of a range: `features` (vectors, D), and `pooled`, `boxes`, ... if any.
+    def refresh(self) -> None:
+        """Take in the ranges that others have logged since: `Contributor`s of the same extraction."""
+        found = self._journal.read().done
+        self._done |= {index: sums for index, sums in found.items() if 0 <= index < self.spec.ranges}
 
-        Values are rounded to the dtype of the file; those of int8 may come with their `scales`, as they are
-        stored. Any number of ranges may be written at once.
-        """
-        payloads = dict(payloads)
-        if self.spec.dtype == "int8" and "scales" not in payloads:
-            payloads["features"], payloads["scales"] = quantize(payloads["features"])
-        places = self._places(index)
-        sums = {}
-        for name, (start, stop) in places.items():
-            data = self._narrow(payloads[name], self._extents[name].dtype, index)
-            if data.nbytes != stop - start:
-                raise ValueError(f"{name} of range {index} has {data.nbytes} bytes, not {stop - start}")
-            raw = data.reshape(-1).view(np.uint8).data
-            self._pwrite(raw, start)
-            sums[name] = seal.checksum(raw).hex()
+    def slot(self, index: int) -> ranges.Slot:
+        """Where the bytes of a range belong; what it takes to write it in another process."""
+        return slot_of(self.path, self.spec, self.offsets, self._extents, index)
+
+    def log(self, index: int, sums: Sums) -> None:
+        """Note that all bytes of a range are written, and their checksums."""
         self._journal.finish_range(index, sums)
         self._done[index] = sums
 
-    def _narrow(self, wide: NDArray[Any], dtype: np.dtype[Any], index: int) -> NDArray[Any]:
-        """Values in the dtype of the file; an error if it cannot hold them, or if they are no numbers."""
-        if wide.size and dtype.kind == "f":
-            limit = float(np.finfo(dtype).max)
-            if not (-limit <= wide.min() and wide.max() <= limit):  # false for NaN
-                items = self.items(index)
-                raise ItmfeatError(
-                    f"{self.spec.backbone} gave values that {dtype} cannot hold in items {items.start} to "
-                    f"{items.stop - 1}; extract with --dtype float32, or look at those items"
-                )
-        narrow = torch.from_numpy(np.ascontiguousarray(wide)).to(TORCH_DTYPES[str(dtype)])  # vectorised
-        return narrow.numpy()
+    def write(self, index: int, **payloads: NDArray[Any]) -> None:
+        """Write all items of a range, as `itmfeat.cache.ranges.fill`, and log them.
 
-    def _pwrite(self, raw: memoryview, position: int) -> None:
-        try:
-            while raw:
-                written = os.pwrite(self._descriptor, raw, position)
-                raw, position = raw[written:], position + written
-        except OSError as error:
-            raise disk_full(error, self.path, ", it goes on from here") or error from None
-
-    def _places(self, index: int) -> dict[str, tuple[int, int]]:
-        items = self.items(index)
-        vectors = int(self.offsets[items.start]), int(self.offsets[items.stop])
-        return seal.payload_slices(self._extents, items.start, items.stop, vectors)
+        Any number of ranges may be written at once.
+        """
+        self.log(index, ranges.fill(self.slot(index), **payloads))
 
     def _read_sums(self, descriptor: int, index: int) -> dict[str, str]:
         return {
             name: seal.checksum_at(descriptor, start, stop).hex()
-            for name, (start, stop) in self._places(index).items()
+            for name, (start, stop, _) in self.slot(index).places.items()
         }
 
     def finish(self) -> Path:
         """Verify every range, seal, rename; the file is complete when this returns."""
         if self.pending:
             raise ValueError(f"{len(self.pending)} ranges are not written")
-        for index, sums in self._done.items():
-            if self._read_sums(self._descriptor, index) != sums:
-                raise ItmfeatError(f"{self.part} changed under the writer; repeat the command")
+        with self.part.open("rb") as file:  # opened now, to see what other machines wrote
+            for index, sums in self._done.items():
+                if self._read_sums(file.fileno(), index) != sums:
+                    raise ItmfeatError(f"{self.part} changed under the writer; repeat the command")
         table = "".join(
             self._done[index][name] for index in range(self.spec.ranges) for name in self._extents
         )
-        self._pwrite(memoryview(bytes.fromhex(table)), self._sums.offset)
+        ranges.write_at(self._descriptor, memoryview(bytes.fromhex(table)), self._sums.offset, self.path)
         os.fsync(self._descriptor)
         with h5py.File(self.part, "r+", locking=False) as file:
             file.attrs.modify("complete", np.int64(1))
@@ -305,3 +276,19 @@ def layout(path: Path) -> tuple[dict[str, schema.Extent], schema.Extent, schema.
             raise DataError(f"{path} is no feature file of itmfeat")
         schema.check_fit(file, path, payloads, sums, sealed)
     return payloads, sums, sealed
+
+
+def slot_of(
+    path: Path, spec: FeatureSpec, offsets: NDArray[np.int64], extents: dict[str, schema.Extent], index: int
+) -> ranges.Slot:
+    """Where the bytes of a range belong in the unfinished file of `path`."""
+    items = spec.items(index)
+    vectors = int(offsets[items.start]), int(offsets[items.stop])
+    slices = seal.payload_slices(extents, items.start, items.stop, vectors)
+    places = {name: (*bounds, str(extents[name].dtype)) for name, bounds in slices.items()}
+    return ranges.Slot(path, part_of(path), spec.backbone, index, items, spec.dtype, places)
+
+
+def part_of(path: Path) -> Path:
+    """What a feature file is called while it is unfinished."""
+    return path.with_name(path.name + ".part")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, app, cache_app, command, print_json
+from itmfeat.cli.shell import CacheOption, JsonOption, app, cache_app, command, print_json
 
 TextOption = Annotated[str, typer.Option(help="See `itmfeat backbones`. Without text: none.")]
 LayersOption = Annotated[str | None, typer.Option(help="-2, mean:-1,-2 or concat:-1,-4; else the last.")]
@@ -14,6 +14,21 @@ IMPORTS = "precomp (a SCAN folder), tsv, npz, clip-retrieval or archive."
 EXPORTS = "precomp (a SCAN folder), clip-retrieval or archive."
 
 _NOT_FOR_EXTRACT = {"val_fraction", "test_fraction", "split_seed", "as_json"}
+
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        help="On one device, threads that decode images; of several GPUs how many, a process each (all); "
+        "with --engine ray, tasks at once."
+    ),
+]
+DevicesOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N, or several, a process each: cuda:0,cuda:2.")
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="Of the forward pass: float32, bfloat16 or float16 (a GPU's default).")
+]
+EngineOption = Annotated[str, typer.Option(help="local, or ray: on the machines of a Ray cluster.")]
 
 
 @command(app)
@@ -36,11 +51,13 @@ def extract(
     limit: Annotated[int | None, typer.Option(help="Only so many images, of all splits.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of a dataset in a general layout.")] = None,
     on_error: Annotated[str, typer.Option(help="At an unreadable image: stop or skip.")] = "stop",
-    workers: Annotated[int | None, typer.Option(help="Threads that decode images.")] = None,
+    workers: WorkersOption = None,
     val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
-    device: DeviceOption = "auto",
+    device: DevicesOption = "auto",
+    precision: PrecisionOption = None,
+    engine: EngineOption = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,24 +70,25 @@ def extract(
 
     from itmfeat.console import Meter, note
     from itmfeat_extract.corpus import DEFAULT_FRACTIONS
-    from itmfeat_extract.extraction import Plan
     from itmfeat_extract.extraction import extract as run
+    from itmfeat_extract.launch import launched
 
     if asked := _given(val=val_fraction, test=test_fraction, seed=split_seed):
         settings["fractions"] = dataclasses.replace(DEFAULT_FRACTIONS, **asked)
     with Meter() as meter:
         made = run(**settings, progress=meter.count, note=note)
-    if isinstance(made, Plan):
-        _print_plan(vars(made), as_json)
-    else:
+    if not launched().rank:  # of several copies of this command the first speaks
+        _print_made(made, as_json)
+
+
+def _print_made(made: Any, as_json: bool) -> None:
+    """The folder of an extraction, or the plan of a dry run."""
+    if isinstance(made, Path):
         _print_info(made, as_json)
-
-
-def _print_plan(facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
+    elif as_json:
+        print_json(vars(made))
     else:
-        print("\n".join(f"{name.replace('_', ' '):15} {value}" for name, value in facts.items()))
+        print("\n".join(f"{name.replace('_', ' '):15} {value}" for name, value in vars(made).items()))
 
 
 @command(cache_app, "info")

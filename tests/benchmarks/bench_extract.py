@@ -18,7 +18,8 @@ from PIL import Image
 
 from itmfeat_extract import backbones
 from itmfeat_extract.corpus import Corpus, read
-from itmfeat_extract.pipeline import IMAGE_RANGE, Settings, default_workers, extract_images, write_corpus
+from itmfeat_extract.engines import default_workers
+from itmfeat_extract.pipeline import IMAGE_RANGE, Settings, extract_images, write_corpus
 from itmfeat_extract.tokens import TokenPolicy
 
 

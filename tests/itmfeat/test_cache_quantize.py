@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from processes import call, fails
 
-from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, pca, verify, write_index
+from itmfeat.cache import (
+    FeatureFile,
+    FeatureSpec,
+    FeatureWriter,
+    open_cache,
+    pca,
+    ranges,
+    verify,
+    write_index,
+)
 from itmfeat.cache.quantization import quantize_cache
 from itmfeat.cache.subset import merge, subset
 from itmfeat.errors import DataError, ItmfeatError, UsageError
@@ -206,20 +215,20 @@ def test_an_interrupted_command_goes_on_with_its_fit(
 ) -> None:
     other = make(tmp_path / "other")
     quantize_cache(other, dim=4, dtype="int8")
-    plain, calls, fits = FeatureWriter._pwrite, [], []
+    plain, calls, fits = ranges.write_at, [], []
     fit = pca.fit
 
-    def stop(self: FeatureWriter, data: memoryview, position: int) -> None:
+    def stop(descriptor: int, data: memoryview, position: int, path: Path) -> None:
         calls.append(position)
         if len(calls) == 17:
             raise KeyboardInterrupt
-        plain(self, data, position)
+        plain(descriptor, data, position, path)
 
     def counted(file: FeatureFile, index: object, dim: int) -> object:
         fits.append(file.path.stem)
         return fit(file, index, dim)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FeatureWriter, "_pwrite", stop)
+    monkeypatch.setattr(ranges, "write_at", stop)
     monkeypatch.setattr(pca, "fit", counted)
     stops = 0
     while True:

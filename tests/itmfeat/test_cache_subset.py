@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from processes import call, fails
 
-from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, verify, write_index
+from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, ranges, verify, write_index
 from itmfeat.cache.subset import merge, subset
 from itmfeat.errors import DataError, ItmfeatError, UsageError
 
@@ -201,15 +201,15 @@ def test_an_interrupted_subset_goes_on_to_the_same_bytes(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, other = tmp_path / "a", subset(whole, tmp_path / "b", images=30)
-    plain, calls = FeatureWriter._pwrite, []
+    plain, calls = ranges.write_at, []
 
-    def stop(self: FeatureWriter, data: memoryview, position: int) -> None:
+    def stop(descriptor: int, data: memoryview, position: int, path: Path) -> None:
         calls.append(position)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        plain(self, data, position)
+        plain(descriptor, data, position, path)
 
-    monkeypatch.setattr(FeatureWriter, "_pwrite", stop)
+    monkeypatch.setattr(ranges, "write_at", stop)
     for _ in range(3):
         calls.clear()
         with pytest.raises(KeyboardInterrupt):

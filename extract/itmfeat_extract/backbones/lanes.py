@@ -35,26 +35,31 @@ def encode_in_parts(encode: Callable[..., Encoded], step: int, *batch: Tensor) -
         encoded = list(pool.map(lambda part: encode(*part), parts))
     else:  # other ways of torch to share work count their threads for the whole process
         encoded = [encode(*part) for part in parts]
-    return encoded[0] if len(encoded) == 1 else _joined(encoded)
+    return encoded[0] if len(encoded) == 1 else joined(encoded)
 
 
-def encode_pictures(backbone: ImageBackbone, pictures: list[NDArray[np.uint8]]) -> Encoded:
-    """`encode` of pictures (H, W, 3): those of equal size are one batch, and nothing is padded.
+def encode_pictures(
+    backbone: ImageBackbone,
+    pictures: list[NDArray[np.uint8]],
+    encode: Callable[[Tensor], Encoded] | None = None,
+) -> Encoded:
+    """`encode` (the backbone's) of pictures (H, W, 3): those of equal size are one batch, nothing is padded.
 
     So what a picture gives does not depend on its neighbours. On the CPU batches run beside each other, since
     a batch of one would keep one core busy; elsewhere one at a time, and large pictures a few at a time.
     """
+    encode = encode or backbone.encode
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, picture in enumerate(pictures):
         groups.setdefault(picture.shape, []).append(row)
     rows = [part for (high, wide, _), all_rows in groups.items() for part in _parts(all_rows, high * wide)]
     batches = [torch.from_numpy(np.stack([pictures[row] for row in part])) for part in rows]
     if len(batches) == 1:
-        return backbone.encode(batches[0])
+        return encode(batches[0])
     workers = torch.get_num_threads() if backbone.placement.device.type == "cpu" else 1
     with ThreadPoolExecutor(workers, "batch") as pool:
-        encoded = list(pool.map(backbone.encode, batches))
-    return _joined(encoded, torch.tensor(list(chain(*rows))).argsort())
+        encoded = list(pool.map(encode, batches))
+    return joined(encoded, torch.tensor(list(chain(*rows))).argsort())
 
 
 def _parts(rows: list[int], pixels: int) -> list[list[int]]:
@@ -63,7 +68,7 @@ def _parts(rows: list[int], pixels: int) -> list[list[int]]:
     return [rows[first : first + step] for first in range(0, len(rows), step)]
 
 
-def _joined(parts: list[Encoded], order: Tensor | None = None) -> Encoded:
+def joined(parts: list[Encoded], order: Tensor | None = None) -> Encoded:
     """Batches one after another as one, then its items in another order (B,)."""
 
     def join(values: list[Any]) -> Tensor | None:
