@@ -136,6 +136,6 @@ def connected() -> Any:
 
 def _knock(address: str) -> None:
     """An error at once where Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), 5).close()
