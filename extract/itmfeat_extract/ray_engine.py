@@ -6,6 +6,8 @@ makes them. The command logs and seals.
 """
 
 import logging
+import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -124,7 +126,17 @@ def connected() -> Any:
         raise MissingPackageError("--engine ray needs Ray: pip install 'itmfeat[ray]'") from error
     if not ray.is_initialized():
         try:
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise ItmfeatError("no Ray cluster answers: see RAY_ADDRESS, or `ray start --head`") from error
+        except (ConnectionError, TimeoutError, socket.gaierror) as error:
+            raise ItmfeatError(
+                "no Ray cluster answers: start one with `ray start --head`, or correct RAY_ADDRESS"
+            ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """An error at once where Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), 5).close()
