@@ -1,5 +1,6 @@
 """A cache folder: one index and any number of image and text feature files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,19 @@ def verify(path: Path) -> list[str]:
     files, damaged = _opened(cache)
     if cache.index.recomputed_digest() != cache.index.digest:
         damaged.append(f"{path / 'dataset.h5'}: its digest is not that of its contents; make the cache again")
+    damaged += _swapped(files)
     return damaged + [damage(file.path, items) for file in files for items in file.verify()]
+
+
+def _swapped(files: list[FeatureFile]) -> list[str]:
+    """A sentence for each file that has the name of another one's backbone, and the other one has its."""
+    named = {(file.attributes["kind"], file.path.stem.split("@")[0]): file for file in files}
+    held = {key: re.sub(r"[^\w.]+", "-", str(file.attributes.get("backbone"))) for key, file in named.items()}
+    return [
+        f"{file.path} holds the features of {held[kind, name]}; give both files their names back"
+        for (kind, name), file in named.items()
+        if held[kind, name] != name and held.get((kind, held[kind, name])) == name
+    ]
 
 
 def find_cache(path: Path | None, parent: Path = Path("caches")) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_features
 
-from itmfeat.cache import FeatureFile, FeatureSpec, Gather, Resident, open_cache
+from itmfeat.cache import FeatureFile, FeatureSpec, Gather, Resident, open_cache, verify
 from itmfeat.errors import DataError
 
 LENGTHS = np.array([3, 1, 0, 4, 2, 2, 5, 1] * 5)
@@ -98,3 +98,19 @@ def test_swapped_contents_are_found(tmp_path: Path) -> None:
         raw.seek(extent.offset)
         raw.write(bytes(extent.nbytes))
     assert FeatureFile(other).verify() == [range(i, min(i + 7, 40)) for i in range(0, 40, 7)]
+
+
+def test_two_backbones_that_changed_names_are_found(toy_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(toy_cache, tmp_path / "cache"))
+    image = open_cache(cache).open("image")
+    spec = FeatureSpec("image", "other/net", str(image.attributes["dataset"]), np.full(len(image), 2), 3)
+    write_features(cache / "image" / "other-net.h5", spec, np.zeros((2 * len(image), 3)))
+    assert verify(cache) == []
+    first, second = cache / "image" / "grid.h5", cache / "image" / "other-net.h5"
+    first.rename(cache / "aside.h5")
+    second.rename(first)
+    (cache / "aside.h5").rename(second)
+    assert [text.split(";")[0] for text in verify(cache)] == [
+        f"{first} holds the features of other-net",
+        f"{second} holds the features of grid",
+    ]
