@@ -152,8 +152,9 @@ class _Mapping:
         for index in ranges[~self.touched[ranges]].tolist():
             first, last = file.offsets[[index * step, min((index + 1) * step, len(file))]].tolist()
             start = extent.row(first) // mmap.PAGESIZE * mmap.PAGESIZE
-            with suppress(OSError):  # a kernel before 5.14
-                self.pages.madvise(_POPULATE, start, extent.row(last) - start)
+            if last > first:
+                with suppress(OSError):  # a kernel before 5.14
+                    self.pages.madvise(_POPULATE, start, extent.row(last) - start)
         self.touched[ranges] = True
 
 

@@ -43,6 +43,16 @@ def test_disk_and_memory_give_what_was_written(tmp_path: Path, lengths: np.ndarr
                 assert not found[last - first :].any()
 
 
+def test_items_without_vectors_at_the_end(tmp_path: Path) -> None:
+    lengths = np.r_[UNIFORM[:14], np.zeros(7, np.int64)]
+    file, vectors = made(tmp_path / "toy.h5", lengths, "float32")
+    for mapped in (True, False):
+        gather = Gather(file, mapped=mapped)
+        assert gather(torch.tensor([20, 14])).vectors.shape == (2, 0, 6)
+        found = gather(torch.tensor([13, 0]))
+        np.testing.assert_array_equal(found.vectors, vectors.reshape(14, 3, 6)[[13, 0]])
+
+
 def test_a_range_is_compared_when_it_is_first_touched(tmp_path: Path) -> None:
     path = tmp_path / "toy.h5"
     file, _ = made(path, UNIFORM, "float16")
