@@ -9,7 +9,7 @@ import torch
 from itmfeat import retrieval
 from itmfeat.cache import find_cache, open_cache
 from itmfeat.config import RunConfig, configure
-from itmfeat.errors import DataError, UsageError
+from itmfeat.errors import DataError, Note, UsageError, silent
 from itmfeat.features import Features, data_of, open_features, reopen
 from itmfeat.loader import Means
 from itmfeat.noise import (
@@ -24,7 +24,6 @@ from itmfeat.noise import (
     seed_of,
 )
 from itmfeat.pairs import Ints, split_pairs
-from itmfeat.residency import Note, silent
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed_pairs, joined, load_heads
 from itmfeat.training import Progress, choose_device, train_stack

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 from itmfeat import retrieval
 from itmfeat.api import configuration
 from itmfeat.cache import FeatureFile, Gather, Resident
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, Note
 from itmfeat.features import Features
 from itmfeat.loader import Batch
 from itmfeat.machine import free_memory
 from itmfeat.members import member_of
-from itmfeat.residency import SHARE, Note
+from itmfeat.residency import SHARE
 from itmfeat.training import Trainer, choose_device, keep_freed_memory
 
 HEADS = {"pooled": "default", "regions": "max-linear"}

@@ -4,6 +4,16 @@ Every error that a user can cause is one of these. The command line prints the s
 leaves with the code; nothing else in the project prints a traceback on purpose.
 """
 
+from collections.abc import Callable
+
+Note = Callable[[str], None]
+"""Told one line that a user should know, where nothing went wrong."""
+
+
+def silent(text: str) -> None:
+    """The note of a caller who wants none."""
+
+
 OK, FAILED, USAGE, DATA, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 

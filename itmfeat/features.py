@@ -11,10 +11,9 @@ from torch import Tensor
 from itmfeat import residency
 from itmfeat.cache import Cache, FeatureFile, Gather, Resident, open_cache
 from itmfeat.config import DataConfig, HeadConfig
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, Note, silent
 from itmfeat.loader import Means, Source
 from itmfeat.pairs import Ints, Pairs, split_pairs
-from itmfeat.residency import Note, silent
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,17 @@ Means and small files belong on the device, larger ones in memory. What is large
 disk, or from the page cache, batch by batch. `auto` decides by what is free.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from itmfeat.errors import ItmfeatError, UsageError, unknown
+from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
 from itmfeat.machine import free_memory
 
 PLACES = ("auto", "gpu", "ram", "disk")
 SHARE = 0.5  # of what is free goes to features at the most; the rest is for the training
 _NAMES = {"gpu": "on the GPU", "ram": "in memory", "pages": "in the page cache", "disk": "on the disk"}
-
-Note = Callable[[str], None]
-
-
-def silent(text: str) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ from torch import Tensor
 from itmfeat import retrieval, robust
 from itmfeat.checkpoint import by_progress, resume, save
 from itmfeat.config import RunConfig, ScheduleConfig
-from itmfeat.errors import ItmfeatError, UsageError
+from itmfeat.errors import ItmfeatError, Note, UsageError, silent
 from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
 from itmfeat.loader import Batch, Source, Stream
 from itmfeat.losses import similarities
 from itmfeat.members import Member, member_of
 from itmfeat.pairs import Pairs
-from itmfeat.residency import Note, silent
 from itmfeat.robust import Means, Method, Scores, Setting, scored
 from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
 

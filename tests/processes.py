@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
@@ -23,6 +24,14 @@ def fails(code: int, pattern: str, *arguments: object) -> None:
     assert result.stdout == ""
     assert re.search(pattern, result.stderr), result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def same(one: Path, other: Path) -> None:
+    """Two caches hold the same files with the same bytes."""
+    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
+    assert names == sorted(str(file.relative_to(other)) for file in other.rglob("*") if file.is_file())
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def finish_under_kills(

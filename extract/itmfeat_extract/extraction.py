@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 
 from itmfeat.cache import SPLITS, FeatureFile, open_cache
 from itmfeat.cache.schema import DTYPES
-from itmfeat.errors import DataError, UsageError, unknown
+from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 from itmfeat_extract import backbones
 from itmfeat_extract.corpus import READERS, Corpus, SplitFractions, read
 from itmfeat_extract.duplicates import shared_captions, shared_images
 from itmfeat_extract.engines import Site
-from itmfeat_extract.filling import Note, Progress
+from itmfeat_extract.filling import Progress
 from itmfeat_extract.makers import Images, Texts
 from itmfeat_extract.pictures import UNREADABLE, unreadable
 from itmfeat_extract.pipeline import (
     Settings,
     extract_images,
     extract_texts,
-    silent,
     tokenized,
     write_corpus,
 )

@@ -10,13 +10,12 @@ from itmfeat.cache import FeatureSpec, FeatureWriter, holds
 from itmfeat.cache.contributor import Contributor
 from itmfeat.cache.journal import Sums
 from itmfeat.cache.ranges import Slot
+from itmfeat.errors import Note
 from itmfeat_extract.launch import Launch
 from itmfeat_extract.stages import Done, Maker, Task, Times, run
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being extracted, items done and items in all."""
-
-Note = Callable[[str], None]
 
 Engine = Callable[[Iterable[Task], Maker, Done], Times]
 """Has ranges made, somewhere: `Here`, `workers.Processes` or `ray_engine.Cluster`."""

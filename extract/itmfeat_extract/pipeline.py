@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 
 from itmfeat.cache import SPLITS, FeatureSpec, holds, write_index
 from itmfeat.cache.journal import Journal
+from itmfeat.errors import Note, silent
 from itmfeat_extract.backbones import ImageBackbone, TextBackbone
 from itmfeat_extract.corpus import Corpus
-from itmfeat_extract.filling import Engine, Here, Note, Progress, Work
+from itmfeat_extract.filling import Engine, Here, Progress, Work
 from itmfeat_extract.launch import Launch
 from itmfeat_extract.makers import Images, Texts, versions
 from itmfeat_extract.tokens import TokenPolicy
 
 IMAGE_RANGE, TEXT_RANGE = 64, 2048
 ALONE = Launch()
-
-
-def silent(text: str) -> None:
-    """A note that nobody reads."""
 
 
 @dataclass(frozen=True)

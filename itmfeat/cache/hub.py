@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,8 @@ from huggingface_hub.utils import build_hf_headers, validate_repo_id
 from itmfeat.cache.card import Facts, caveats, write_card
 from itmfeat.cache.folder import describe, open_cache, verify
 from itmfeat.cache.index import read_index
-from itmfeat.errors import DataError, ItmfeatError, UsageError, disk_full
+from itmfeat.errors import DataError, ItmfeatError, Note, UsageError, disk_full, silent
 from itmfeat.locks import lock_file
-
-Note = Callable[[str], None]
 
 LIMIT = constants.MAX_HTTP_DOWNLOAD_SIZE
 """Bytes of the largest file that the hub gives out over plain HTTP: 50 GB."""
@@ -125,7 +123,7 @@ def push(
     *,
     private: bool = False,
     revision: str | None = None,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> str:
     """Upload a cache into a dataset repository, made if it is not there; returns the address of the commit.
 
@@ -171,9 +169,7 @@ def _check_place(
         )
 
 
-def pull(
-    repo: str, cache: Path | None = None, *, revision: str | None = None, note: Note = lambda text: None
-) -> Path:
+def pull(repo: str, cache: Path | None = None, *, revision: str | None = None, note: Note = silent) -> Path:
     """Download a cache from a dataset repository and check every byte of it before it counts as one.
 
     By default the folder is caches/NAME, with the dataset's name. An interrupted pull goes on where it was. A

@@ -18,14 +18,13 @@ from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.index import DatasetIndex
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.rewrite import Payloads, spec_of, stored, write
-from itmfeat.errors import DataError, UsageError, unknown
+from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 
 DTYPES = ["int8", "float16"]
 NONE = "none"
 STEPS = "quantized"  # key of the fingerprint: a list of what was done, the last step last
 
 Progress = Callable[[str, int, int], None]
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def quantize_cache(
     dim: int | None = None,
     name: str | None = None,
     progress: Progress = lambda what, done, total: None,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> list[dict[str, Any]]:
     """Make a smaller feature file of a backbone of each kind, and say what was made as plain data.
 

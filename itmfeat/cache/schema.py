@@ -137,18 +137,25 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         raise damaged(path) from error
 
 
+def inside(file: h5py.File, name: str, path: Path) -> h5py.Dataset | None:
+    """A dataset of this very file, no link to elsewhere; None if it is not there."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise DataError(f"{path}: {name} is no plain dataset; this file was not written by itmfeat")
+    return file[name]
+
+
 def extent(file: h5py.File, name: str, path: Path) -> Extent | None:
     """Where a dataset's bytes lie, or None if it is not there.
 
     Only plain datasets inside this very file are accepted (no links to elsewhere, no external storage,
     no filters), so that a file from a stranger can make nothing else be opened, loaded or run.
     """
-    link = file.get(name, getlink=True)
-    if link is None:
+    dataset = inside(file, name, path)
+    if dataset is None:
         return None
-    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        raise DataError(f"{path}: {name} is no plain dataset; this file was not written by itmfeat")
-    dataset = file[name]
     plist = dataset.id.get_create_plist()
     plain = plist.get_layout() == h5py.h5d.CONTIGUOUS and not plist.get_external_count()
     if not plain or dataset.dtype.hasobject:

@@ -14,9 +14,7 @@ from itmfeat.cache.folder import Cache, open_cache
 from itmfeat.cache.index import SPLITS, DatasetIndex, write_index
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.rewrite import Ints, Payloads, spec_of, stored, write
-from itmfeat.errors import DataError, UsageError, unknown
-
-Note = Callable[[str], None]
+from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 
 _COUNTED = "truncated"  # key of a fingerprint that counts captions instead of deciding their values
 
@@ -37,7 +35,7 @@ def subset(
     split: str | None = None,
     images: int | None = None,
     seed: int = 0,
-    note: Note = lambda text: None,
+    note: Note = silent,
 ) -> Path:
     """A new cache in `target` with the images of a split, or `images` drawn images with all their captions.
 
@@ -55,7 +53,7 @@ def subset(
     return _write([_Part(found, rows, captions)], target, note)
 
 
-def merge(caches: Sequence[Path], target: Path, *, note: Note = lambda text: None) -> Path:
+def merge(caches: Sequence[Path], target: Path, *, note: Note = silent) -> Path:
     """A new cache in `target` with the images of all caches, one cache after another.
 
     They hold different images of one dataset and the same backbones. Where caption ids of two caches are

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import finish_under_kills
+from processes import finish_under_kills, same
 
 from itmfeat.cache import Gather, open_cache, verify
 from itmfeat.errors import DataError, ItmfeatError, UsageError
@@ -35,14 +35,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def extracted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed extraction."""
     return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
-
-
-def same(one: Path, other: Path) -> None:
-    """Two caches hold the same files with the same bytes."""
-    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
-    assert names == sorted(str(file.relative_to(other)) for file in other.rglob("*") if file.is_file())
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_features_are_those_of_the_backbones(pictures: Path, extracted: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import fails
+from processes import fails, same
 
 from itmfeat.cache import open_cache, verify
 from itmfeat.errors import DataError, ItmfeatError, MissingPackageError, UsageError
@@ -43,13 +43,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By one process."""
     return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
-
-
-def same(one: Path, other: Path) -> None:
-    names = sorted(str(file.relative_to(one)) for file in one.rglob("*") if file.is_file())
-    assert names == sorted(str(file.relative_to(other)) for file in other.rglob("*") if file.is_file())
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def workers() -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from itmfeat.cache.folder import find_cache
 from itmfeat.cache.formats import archive, clip_retrieval, npz, precomp, tsv
-from itmfeat.errors import unknown
+from itmfeat.errors import Note, silent, unknown
 from itmfeat.parameters import defaults
 
 IMPORTS: dict[str, Callable[..., Path]] = {
@@ -36,7 +36,7 @@ def bring(
     cache: Path | None = None,
     /,
     *,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = silent,
     **options: Any,
 ) -> Path:
     """Import features into a cache folder; unknown formats and options are an error.
@@ -56,7 +56,7 @@ def send(
     target: Path,
     /,
     *,
-    note: Callable[[str], None] = lambda text: None,
+    note: Note = silent,
     **options: Any,
 ) -> Path:
     """Export a cache; unknown formats and options are an error."""

@@ -18,11 +18,10 @@ import numpy as np
 
 from itmfeat.cache import schema, seal
 from itmfeat.cache.folder import Cache, open_cache
-from itmfeat.cache.formats.matching import Note, silent
 from itmfeat.cache.index import DatasetIndex, read_index
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.schema import Extent
-from itmfeat.errors import DataError, ItmfeatError, MissingPackageError, UsageError, disk_full
+from itmfeat.errors import DataError, ItmfeatError, MissingPackageError, Note, UsageError, disk_full, silent
 from itmfeat.locks import lock_file
 
 LAYOUT = 1
@@ -247,12 +246,9 @@ def _plain(file: h5py.File, name: str, packed: Path) -> h5py.Dataset | None:
 
     Anything else could make HDF5 load code, read other files or fill the memory.
     """
-    link = file.get(name, getlink=True)
-    if link is None:
+    dataset = schema.inside(file, name, packed)
+    if dataset is None:
         return None
-    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        raise DataError(f"{packed}: {name} is no plain dataset; this file was not written by itmfeat")
-    dataset = file[name]
     plist = dataset.id.get_create_plist()
     chunked = plist.get_layout() == h5py.h5d.CHUNKED and not plist.get_external_count()
     if not chunked or [plist.get_filter(i)[0] for i in range(plist.get_nfilters())] != [SHUFFLE, ZSTD]:

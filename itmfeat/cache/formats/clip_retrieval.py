@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from itmfeat.cache.folder import open_cache
 from itmfeat.cache.formats.clip_tables import IDENTITY, Pairs, columns, require_arrow, rows_of, write_table
-from itmfeat.cache.formats.matching import Note, file_name, listing, silent, versions
+from itmfeat.cache.formats.matching import file_name, listing, versions
 from itmfeat.cache.formats.npy import Floats, mapped
 from itmfeat.cache.formats.target import check_room, new_folder
 from itmfeat.cache.gather import Gather
@@ -30,7 +30,7 @@ from itmfeat.cache.index import SPLITS, write_index
 from itmfeat.cache.reader import FeatureFile, holds
 from itmfeat.cache.schema import DTYPES
 from itmfeat.cache.writer import FeatureSpec, FeatureWriter
-from itmfeat.errors import DataError, UsageError, unknown
+from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 
 Ints = NDArray[np.int64]
 

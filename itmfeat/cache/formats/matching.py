@@ -19,20 +19,15 @@ from numpy.typing import NDArray
 from itmfeat.cache.index import DatasetIndex, read_index
 from itmfeat.cache.reader import holds
 from itmfeat.cache.writer import FeatureSpec, FeatureWriter
-from itmfeat.errors import DataError, UsageError
+from itmfeat.errors import DataError, Note, UsageError
 
 T = TypeVar("T")
-Note = Callable[[str], None]
 Floats = NDArray[np.float32]
 
 RANGE_ITEMS = 64
 _ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _COCO = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{1,18})")
 _AMBIGUOUS = -1
-
-
-def silent(text: str) -> None:
-    """The note of a caller who wants none."""
 
 
 def forms(name: str) -> "list[str | int]":

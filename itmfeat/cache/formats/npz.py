@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 
 from itmfeat.cache.formats.matching import (
     Matching,
-    Note,
     Regions,
     Source,
     index_of,
     listing,
-    silent,
     write_regions,
 )
-from itmfeat.errors import DataError
+from itmfeat.errors import DataError, Note, silent
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _DAMAGE = (

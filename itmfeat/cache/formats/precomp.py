@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from itmfeat.cache.folder import Cache, open_cache
-from itmfeat.cache.formats.matching import Note, Regions, Source, silent, write_regions
+from itmfeat.cache.formats.matching import Regions, Source, write_regions
 from itmfeat.cache.formats.npy import Floats, mapped
 from itmfeat.cache.formats.target import check_room, new_folder
 from itmfeat.cache.gather import Gather
 from itmfeat.cache.index import SPLITS, DatasetIndex, read_index, write_index
 from itmfeat.cache.reader import FeatureFile
 from itmfeat.cache.schema import DTYPES
-from itmfeat.errors import DataError, unknown
+from itmfeat.errors import DataError, Note, silent, unknown
 
 NAMES = {"train": "train", "dev": "val", "test": "test", "testall": "test"}
 """What a split is called in the folder -> in a cache."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from itmfeat.cache.formats.matching import Matching, Note, Regions, Source, index_of, silent, write_regions
-from itmfeat.errors import DataError
+from itmfeat.cache.formats.matching import Matching, Regions, Source, index_of, write_regions
+from itmfeat.errors import DataError, Note, silent
 
 COLUMNS = {
     "butd-tsv": ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
