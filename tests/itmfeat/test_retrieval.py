@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from itmfeat import retrieval
 from itmfeat.errors import DataError, UsageError
-from itmfeat.retrieval import Ranks, evaluate, ranks, results, search
+from itmfeat.retrieval import Ranks, evaluate, precision, ranking, ranks, results, search
 
 
 def brute_force(scores: Tensor, caption_image: Tensor) -> Ranks:
@@ -56,8 +55,8 @@ def _seed() -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that no size in these tests is a multiple of, so that both passes multiply."""
-    monkeypatch.setattr(retrieval, "HELD_SCORES", 1500)
-    monkeypatch.setattr(retrieval, "COMPARED_SCORES", 400)
+    monkeypatch.setattr(ranking, "HELD_SCORES", 1500)
+    monkeypatch.setattr(ranking, "COMPARED_SCORES", 400)
 
 
 # --- ranks ---
@@ -135,7 +134,7 @@ def test_duplicated_vectors_tie(blocks: bool, request: pytest.FixtureRequest) ->
 
 def test_copies_are_found_whatever_the_sign_of_zero() -> None:
     vectors = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-0.0, 1.0], [math.nan, 1.0], [math.nan, 1.0]])
-    distinct, which = retrieval._distinct(retrieval._float32(vectors, torch.device("cpu")))
+    distinct, which = ranking._distinct(precision.float32(vectors, torch.device("cpu")))
     assert len(distinct) == 3
     assert torch.equal(distinct[which].nan_to_num(9), vectors.nan_to_num(9))
 
@@ -191,7 +190,7 @@ def test_lower_matmul_precision_is_set_aside_and_put_back() -> None:
     image, text = torch.randn(150, 64), torch.randn(len(owner), 64)
     want = ranks(image, text, owner)
     torch.set_float32_matmul_precision("medium")
-    with retrieval._full_precision(image.device):
+    with precision.full_precision(image.device):
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
     got = ranks(image, text, owner)
@@ -219,7 +218,7 @@ def test_the_held_matrix_is_multiplied_once(monkeypatch: pytest.MonkeyPatch) -> 
     ranks(image, text, owner)
     assert products == [(10, 3)]
     products.clear()
-    monkeypatch.setattr(retrieval, "HELD_SCORES", 150)
+    monkeypatch.setattr(ranking, "HELD_SCORES", 150)
     ranks(image, text, owner)
     assert products == [(4, 3), (4, 3), (2, 3)] * 2
 

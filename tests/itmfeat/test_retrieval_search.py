@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itmfeat import retrieval
 from itmfeat.errors import DataError, UsageError
-from itmfeat.retrieval import search
+from itmfeat.retrieval import nearest, search
 
 
 def integers(rows: int, dim: int, largest: int) -> Tensor:
@@ -51,7 +51,7 @@ def test_search_is_the_sorted_list(k: int) -> None:
 @pytest.mark.usefixtures("no_faiss")
 @pytest.mark.parametrize("k", [1, 10, 333])
 def test_search_without_faiss(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "HELD_SCORES", 3000)
+    monkeypatch.setattr(nearest, "HELD_SCORES", 3000)
     queries, gallery = torch.randn(21, 32), torch.randn(333, 32)
     scores, ids = search(queries, gallery, k)
     want, want_ids = sorted_list(queries @ gallery.T, k)
@@ -64,7 +64,7 @@ def test_faiss_and_torch_agree() -> None:
     pytest.importorskip("faiss")
     assert retrieval.faiss_library() is not None
     queries, gallery = torch.randn(50, 64), torch.randn(1500, 64)
-    by_torch = retrieval._by_id_where_equal(*retrieval._torch_top(queries, gallery, 20))
+    by_torch = nearest._by_id_where_equal(*nearest._torch_top(queries, gallery, 20))
     scores, ids = search(queries, gallery, 20)
     assert torch.equal(ids, by_torch[1])
     torch.testing.assert_close(scores, by_torch[0])
@@ -103,7 +103,7 @@ def test_only_a_gpu_build_serves_a_gpu_and_up_to_its_limit() -> None:
         return module
 
     cuda, cpu, mps = (torch.device(name) for name in ("cuda:0", "cpu", "mps"))
-    serves = retrieval._faiss_serves
+    serves = nearest._faiss_serves
     assert serves(build(1), cuda, 2048)
     assert not serves(build(1), cuda, 2049)
     assert not serves(build(0), cuda, 10)

@@ -1,0 +1,43 @@
+"""In which precision, and on how many threads, similarities are computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Scores held at once, 1 GiB of float32: COCO 5K fits, and is multiplied once for both directions.
+HELD_SCORES = 2**28
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads of the CPU."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def float32(vectors: Tensor, device: torch.device) -> Tensor:
+    """`vectors` (X, E) as contiguous float32 on `device`, without gradient or negative zeros."""
+    return vectors.detach().to(device, torch.float32).contiguous() + 0.0
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in true float32: TF32 and bfloat16 merge scores that differ, which moves recalls."""
+    backends: Any = torch.backends
+    settings = (backends.cuda.matmul, backends.mkldnn.matmul)
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision

@@ -1,0 +1,115 @@
+"""From ranks to recalls, under the protocols that a table is read by."""
+
+import math
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+from itmfeat.errors import DataError, unknown
+from itmfeat.retrieval.ranking import Ranks, ranks
+
+PROTOCOLS = ["auto", "1k", "5k", "5x1k", "full"]
+FOLD = 1000
+
+
+class Recalls(TypedDict):
+    """One direction: recalls in percent, median and mean rank counted from 1."""
+
+    r1: float
+    r5: float
+    r10: float
+    medr: float
+    meanr: float
+
+
+# The functional form, because one key is no identifier.
+Results = TypedDict(
+    "Results",
+    {
+        "protocol": str,
+        "split": str,
+        "images": int,
+        "captions": int,
+        "i2t": Recalls,
+        "t2i": Recalls,
+        "rsum": float,
+        "5x1k": NotRequired["Results"],
+    },
+)
+
+
+def evaluate(
+    image: Tensor, text: Tensor, caption_image: Tensor, protocol: str = "auto", split: str = "test"
+) -> Results:
+    """Recalls of `image` (N, E) and `text` (C, E), caption c being of image `caption_image[c]`.
+
+    `1k` and `5k` rank that many images against each other, `5x1k` is the mean over five consecutive
+    folds of 1000 images with their captions, `full` takes any number. `auto` is `1k` for 1000
+    images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    images = len(image)
+    automatic = protocol == "auto"
+    if automatic:
+        protocol = {1000: "1k", 5000: "5k"}.get(images, "full")
+    wanted = {"1k": 1000, "5k": 5000, "5x1k": 5000}.get(protocol, images)
+    if images != wanted:
+        raise DataError(f"protocol {protocol} needs exactly {wanted} images, the {split} split has {images}")
+    if protocol == "5x1k":
+        return _folds(image, text, caption_image, split)
+    result = results(ranks(image, text, caption_image), protocol, split)
+    if automatic and protocol == "5k":
+        result["5x1k"] = _folds(image, text, caption_image, split)
+    return result
+
+
+def results(ranked: Ranks, protocol: str = "full", split: str = "test") -> Results:
+    """The numbers of one evaluation from its ranks, (N,) and (C,)."""
+    sizes = (len(ranked.i2t), len(ranked.t2i))
+    return _results(protocol, split, sizes, _recalls(ranked.i2t), _recalls(ranked.t2i))
+
+
+def _results(protocol: str, split: str, sizes: tuple[int, int], i2t: Recalls, t2i: Recalls) -> Results:
+    """Recalls of both directions with their sum of six, at most 600."""
+    rsum = math.fsum((i2t["r1"], i2t["r5"], i2t["r10"], t2i["r1"], t2i["r5"], t2i["r10"]))
+    return {
+        "protocol": protocol,
+        "split": split,
+        "images": sizes[0],
+        "captions": sizes[1],
+        "i2t": i2t,
+        "t2i": t2i,
+        "rsum": rsum,
+    }
+
+
+def _recalls(rank: Tensor) -> Recalls:
+    """Recalls in percent, floor(median) + 1 and mean + 1 of 0-based ranks (X,)."""
+    ordered = rank.cpu().sort().values
+    middle = ordered[(len(rank) - 1) // 2] + ordered[len(rank) // 2]
+    r1, r5, r10 = (100.0 * int((ordered < k).sum()) / len(rank) for k in (1, 5, 10))
+    meanr = int(ordered.sum()) / len(rank) + 1
+    return {"r1": r1, "r5": r5, "r10": r10, "medr": float(int(middle) // 2 + 1), "meanr": meanr}
+
+
+def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str) -> Results:
+    """`5x1k` of (N, E), (C, E), (C,): each metric's mean over folds of 1000 consecutive images."""
+    caption_image = caption_image.to(text.device)
+    folds = []
+    for start in range(0, len(image), FOLD):
+        mine = ((caption_image >= start) & (caption_image < start + FOLD)).nonzero()[:, 0]
+        fold = ranks(image[start : start + FOLD], text[mine], caption_image[mine] - start)
+        folds.append(results(fold))
+    i2t = _mean([fold["i2t"] for fold in folds])
+    t2i = _mean([fold["t2i"] for fold in folds])
+    return _results("5x1k", split, (len(image), len(text)), i2t, t2i)
+
+
+def _mean(folds: list[Recalls]) -> Recalls:
+    """The mean of each metric."""
+
+    def over(metric: str) -> float:
+        return math.fsum(fold[metric] for fold in folds) / len(folds)  # type: ignore[literal-required]
+
+    return Recalls(r1=over("r1"), r5=over("r5"), r10=over("r10"), medr=over("medr"), meanr=over("meanr"))
