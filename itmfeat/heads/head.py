@@ -11,6 +11,8 @@ Dropout takes whole input channels of an item, in all its vectors at once, and h
 perceptron. Its masks follow from the batch and are shared by the runs of a stack.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +93,14 @@ class Head(nn.Module):
             hidden = hidden * _keep(self.hidden_dropout, hidden.shape[1:], random)
         refined: Tensor = y + self.out(hidden)
         return refined
+
+    def copied(self, runs: Tensor) -> "Head":
+        """A copy of some of the K heads, without gradients."""
+        head = copy.deepcopy(self)
+        for module in head.modules():
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(value.detach()[runs], requires_grad=False))
+        return head
 
     def _projected(self, x: Tensor, lengths: Tensor, variant: Tensor | None) -> Tensor:
         """Vectors (N, B, L, D), of which each run takes one of N -> projected and pooled, (K, B, E)."""
