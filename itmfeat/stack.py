@@ -131,11 +131,15 @@ class Stack(nn.Module):
     def __len__(self) -> int:
         return len(self.variant)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images and texts of a batch, (K, B, E) float32, not normalised."""
+    def embed(
+        self, batch: Batch, heads: tuple[Head, Head] | None = None, variant: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and texts of a batch, (K, B, E) float32, not normalised; by copied heads if given."""
+        to_image, to_text = heads or (self.image, self.text)
         device = batch.image.vectors.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            image, text = self.image(batch.image), self.text(batch.text, self.variant)
+            image = to_image(batch.image)
+            text = to_text(batch.text, self.variant if variant is None else variant)
         return image.float(), text.float()
 
     def captions(self, batch: Batch) -> Tensor:

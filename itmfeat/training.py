@@ -99,10 +99,12 @@ class Trainer:
         @cache
         def scores() -> Scores:
             progress(self.step, self.steps, "scoring the training pairs")
-            return self.scores(epoch)
+            return self.scores(epoch, asking)
+
+        asking = [net for run in self.stack.runs if run.method.asks for net in run.indices]
 
         def of(run: StackedRun) -> Scores:
-            return scores().of(run.indices)
+            return scores().of([asking.index(net) for net in run.indices])
 
         for run in self.stack.runs:
             if run.method.restarts(epoch):
@@ -120,17 +122,19 @@ class Trainer:
             self.optimizer.state[value]["exp_avg"][own] = 0
 
     @torch.no_grad()
-    def scores(self, epoch: int) -> Scores:
-        """How the nets see each training pair, (K, C): one pass over the split without a step."""
+    def scores(self, epoch: int, nets: list[int]) -> Scores:
+        """How some nets see each training pair, (n, C): one pass over the split without a step."""
         self.stack.eval()
+        chosen = torch.tensor(nets, device=self.device)
+        heads = self.stack.image.copied(chosen), self.stack.text.copied(chosen)
         table: Scores | None = None
         for gathered in self.stream.every_pair(epoch):
             batch = gathered.to(self.device)
-            image, text = self.stack.embed(batch)
+            image, text = self.stack.embed(batch, heads, self.stack.variant[chosen])
             part = scored(similarities(image, text, batch.image_ids.to(self.device)))
             if table is None:
                 table = part.blank(self.stream.caption_count)
-            table.put(self.stack.captions(batch), part)
+            table.put(self.stack.captions(batch)[chosen], part)
         assert table is not None
         return table
 
