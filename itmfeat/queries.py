@@ -106,6 +106,8 @@ def write_page(found: Mapping[str, Any], path: Path, images: Path | None = None,
         raise DataError(
             f"there is no folder {root}: --images names that from which the dataset was extracted"
         )
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} to write {path.name} into")
     text = page(found, _thumbnails(found, root, note))
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
