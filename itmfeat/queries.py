@@ -236,13 +236,13 @@ def _thumbnails(found: Mapping[str, Any], root: Path, note: Note) -> dict[str, b
     for name in names:
         try:
             # Some name the folder of the images, not that of the dataset.
-            inside = name if (root / name).exists() else Path(name).name
+            inside = name if os.path.exists(root / name) else Path(name).name
             made[name] = thumbnail(root, inside, EDGE)
         except DataError as error:
             missing = missing or str(error)
-    if shown := len(names) - sum(name in made for name in names):
+    if absent := len(names) - sum(name in made for name in names):
         note(
-            f"{shown} of {len(names)} pictures are not shown ({missing}); "
+            f"{absent} of {len(names)} pictures are not shown ({missing}); "
             "--images DIR names the folder from which the dataset was extracted"
         )
     return made

@@ -5,9 +5,10 @@ of a feature file. They stay in single precision: what rounding to the file's dt
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,13 @@ from itmfeat_extract import backbones
 from itmfeat_extract.backbones import Fingerprint, Reading, TextBackbone
 from itmfeat_extract.backbones.placement import place
 from itmfeat_extract.backbones.preprocess import to_rgb
+from itmfeat_extract.corpus.base import Opener
 from itmfeat_extract.makers import Images, Texts
 from itmfeat_extract.pictures import HINT, decode_named
 from itmfeat_extract.tokens import TokenPolicy
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 # What may differ: names, and the precision of the forward pass, which a CPU cannot always follow.
 _FREE = {"backbone", "source", "licence", "dtype"}
@@ -51,12 +54,8 @@ def encode_picture(
     name, precision = _origin(file, device, backbone)
     loaded = backbones.load_image(name, device, precision, backbones.View.named(_stem(file)))
     _check(file, name, loaded.fingerprint())
-    policy = TokenPolicy.parse(str(file.attributes["tokens"]))
-    maker = Images(loaded, policy, picture.parent, _open)
-    try:
-        pixels = maker.decode(str(picture))
-    except DataError as error:
-        raise DataError(str(error).removesuffix(HINT)) from error
+    pixels = _decoded(picture.parent, str(picture), _open, loaded.preprocess)
+    maker = Images(loaded, TokenPolicy.parse(str(file.attributes["tokens"])), picture.parent)
     return _projected(file, maker.make([pixels])["features"].float().cpu().numpy())
 
 
@@ -83,7 +82,15 @@ def thumbnail(root: Path, name: str, edge: int) -> bytes:
         small.save(written, "JPEG", quality=80)
         return written.getvalue()
 
-    return decode_named(root, name, None, shrink)
+    return _decoded(root, name, None, shrink)
+
+
+def _decoded(root: Path, name: str, opener: Opener | None, use: Callable[[Image.Image], T]) -> T:
+    """As `decode_named`, whose advice is for a dataset."""
+    try:
+        return decode_named(root, name, opener, use)
+    except DataError as error:
+        raise DataError(str(error).removesuffix(HINT)) from error
 
 
 def _open(path: str) -> BinaryIO:
@@ -97,7 +104,7 @@ def _stem(file: FeatureFile) -> str:
     return str(steps[0]["source"]) if steps else file.path.stem
 
 
-def _origin(file: FeatureFile, device: str, backbone: str | None) -> tuple[str, str | None]:
+def _origin(file: FeatureFile, device: str, backbone: str | None) -> tuple[str, str]:
     """The name of a file's backbone, and the precision of its forward pass where `device` has it."""
     made = file.fingerprint
     if made.get("weights", "unknown") == "unknown":
@@ -107,7 +114,8 @@ def _origin(file: FeatureFile, device: str, backbone: str | None) -> tuple[str, 
         )
     on_cpu = place(device, None).device.type == "cpu"
     precision = str(made.get("dtype", "float32"))
-    return backbone or str(made["backbone"]), "float32" if on_cpu and precision == "float16" else precision
+    name = backbone or str(made.get("backbone", file.path.stem))
+    return name, "float32" if on_cpu and precision == "float16" else precision
 
 
 def _check(file: FeatureFile, name: str, found: Fingerprint) -> None:
