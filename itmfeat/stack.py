@@ -4,7 +4,7 @@ K counts nets: a run owns one, or two where its robust method teaches them by ea
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from itmfeat.config import HeadConfig, RunConfig
 from itmfeat.heads import Head
-from itmfeat.loader import Batch, Source, whole
+from itmfeat.loader import Batch, Side, Source, whole
 from itmfeat.losses import Objective, Similarities, build, similarities
 from itmfeat.memory import Memory
 from itmfeat.pairs import Ints, Pairs
@@ -295,15 +295,15 @@ def joined(embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def embed(head: Head, sides: Iterable[Side], device: torch.device) -> Tensor:
+    """Normalised embeddings of the items of all sides one after another, (K, I, E) float32 on the device."""
+    parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
+    return torch.cat(parts, dim=1)
+
+
 def embed_pairs(
     heads: tuple[Head, Head], sources: tuple[Source, Source], pairs: Pairs, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised embeddings of a split on the device: images (K, I, E) and captions (K, C, E), float32."""
-
-    def embed(head: Head, source: Source, rows: Ints) -> Tensor:
-        sides = whole(source, rows, EMBED_BATCH)
-        parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
-        return torch.cat(parts, dim=1)
-
-    image = embed(heads[0], sources[0], pairs.images)
-    return image, embed(heads[1], sources[1], pairs.captions)
+    image = embed(heads[0], whole(sources[0], pairs.images, EMBED_BATCH), device)
+    return image, embed(heads[1], whole(sources[1], pairs.captions, EMBED_BATCH), device)
