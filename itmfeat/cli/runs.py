@@ -104,22 +104,30 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
 @command(app)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")] = "table",
+    published: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A CSV file of published rows, as data/published.csv; repeatable."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
 ) -> None:
     """Print a table of finished runs.
 
-    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined.
+    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. Published
+    rows join the tables of their dataset, protocol, noise protocol and ratio, and are marked.
     """
     from itmfeat.console import note
-    from itmfeat.report import collect, render, tabulate
+    from itmfeat.report import collect, read_published, render, tabulate, unplaced
 
     collected = collect(runs)
     if collected.note:
         note(collected.note)
-    tables = tabulate(collected.runs)
+    rows = read_published(published or [])
+    tables = tabulate(collected.runs, rows)
+    for text in unplaced(rows, tables):
+        note(text)
     if output is not None:
-        output.write_text(render(tables, form))
+        output.write_text(render(tables, form), encoding="utf-8")
     elif form == "table" and sys.stdout.isatty():
         _print_tables(tables)
     else:
