@@ -30,6 +30,7 @@ ORDER = [
     {"checkpoint"},
     {"training"},
     {"report"},
+    {"loggers"},
     {"api"},
     {"bench", "doctor", "console"},
     {"cli", "__init__"},

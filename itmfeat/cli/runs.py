@@ -45,6 +45,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take a finished run as it is; unfinished ones always go on.")
     ] = False,
+    log: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, trackio: send each epoch; several by commas.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Train light heads on a cache and evaluate them.
@@ -52,14 +55,16 @@ def train(
     The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
     where it was when the same command is given again.
     """
-    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides")}
+    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides", "log")}
 
     from itmfeat.api import train as run
     from itmfeat.console import Meter, note
+    from itmfeat.loggers import Stream, named
     from itmfeat.runs import Run
 
-    with Meter() as meter:
-        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps)
+    with Meter() as meter, Stream(named(log), note) as stream:
+        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps, logged=stream)
+        stream(path)  # the test metrics
     results = Run(path).read("results.json")
     _print_results(results | {"run": str(path)}, as_json)
 

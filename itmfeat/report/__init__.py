@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itmfeat.errors import unknown
 from itmfeat.report import as_csv, as_json, as_latex, as_markdown, as_terminal
 from itmfeat.report.as_terminal import renderable
-from itmfeat.report.collect import Collected, collect
+from itmfeat.report.collect import Collected, collect, run_folders
 from itmfeat.report.grouping import tabulate, unplaced
 from itmfeat.report.published import Published, read_published
 from itmfeat.report.table import Table
@@ -25,6 +25,7 @@ __all__ = [
     "read_published",
     "render",
     "renderable",
+    "run_folders",
     "tabulate",
     "unplaced",
 ]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from run_folders import make_run, recalls
 
 from itmfeat.errors import DataError, UsageError
 from itmfeat.report import FORMATS, as_terminal, collect, render, renderable, tabulate
 from itmfeat.report.table import Table
-from run_folders import make_run, recalls
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:

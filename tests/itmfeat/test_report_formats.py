@@ -12,16 +12,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from run_folders import make_run
 
 from itmfeat.report import FORMATS, as_latex, collect, read_published, render, tabulate
 from itmfeat.report.as_latex import escaped
 from itmfeat.report.published import COLUMNS
 from itmfeat.report.table import Table
-from run_folders import make_run
 
 GOLDEN = Path(__file__).parent / "golden"
 ENDINGS = {"table": "txt", "markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
-HOSTILE = "a|b[bold]<c>*_d_ & 50% #1 $x$ {y} ~^\\z \"q\" `r` -- σ±Ł中"
+HOSTILE = 'a|b[bold]<c>*_d_ & 50% #1 $x$ {y} ~^\\z "q" `r` -- σ±Ł中'
 RECALLS = "62.8,86.2,92.2,44.4,72.3,80.4"  # their sum is 438.3
 
 
@@ -49,7 +49,7 @@ def tables(tmp_path: Path) -> list[Table]:
         tmp_path,
         f"SGR*,flickr8k,1k,ncr,0.2,{RECALLS},438.2,A (2021),pre-trained",
         f"B_C,flickr8k,1k,ncr,0.2,{RECALLS},,A (2021),pre-trained",
-        f"SGR*,flickr8k,1k,ncr,0.4,{RECALLS},,\"D & E, 50%\",",
+        f'SGR*,flickr8k,1k,ncr,0.4,{RECALLS},,"D & E, 50%",',
         f"SGR*,flickr8k,1k,decl,0.4,{RECALLS},,elsewhere,",
         f'"{HOSTILE.replace(chr(34), chr(34) * 2)}",f_30k & co | 100%,1k,,0,{RECALLS},,F_G,',
     )
