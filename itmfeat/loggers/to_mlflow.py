@@ -19,6 +19,8 @@ class MLflow:
         # A server that does not answer must not hold up a training for minutes, as the defaults would.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        # Nor may its own statistics hold up the end of a command where there is no network.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         name = path.resolve().name
@@ -39,7 +41,7 @@ class MLflow:
         return run
 
     def _last(self, tag: str) -> int:
-        return max(point.step for point in self._client.get_metric_history(self._id, tag))
+        return max(int(point.step) for point in self._client.get_metric_history(self._id, tag))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log an epoch in one request."""
