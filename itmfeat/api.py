@@ -26,7 +26,7 @@ from itmfeat.noise import (
 from itmfeat.pairs import Ints, split_pairs
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed_pairs, joined, load_heads
-from itmfeat.training import Progress, choose_device, train_stack
+from itmfeat.training import Logged, Progress, choose_device, train_stack
 
 
 def configuration(
@@ -88,13 +88,15 @@ def train(
     resident: str = "auto",
     verify: bool = False,
     progress: Progress = lambda done, total, line: None,
+    logged: Logged = lambda run: None,
     note: Note = silent,
     **settings: Any,
 ) -> Path:
     """Train one run and return its folder; `settings` are those of `configuration`.
 
     `resident` (auto, gpu, ram, disk) says where the features stay, `note` is told where; `verify` compares
-    every byte of them before the start, not only what is read when it is read first.
+    every byte of them before the start, not only what is read when it is read first. `logged` is called with
+    the run folder after each epoch.
 
     An unfinished run of the same configuration goes on where it was. A finished one is an error, unless
     `resume` says that it may be taken as it is.
@@ -112,7 +114,15 @@ def train(
             "as it is, another --seed, or another --runs folder"
         )
     return train_stack(
-        [config], path, Path(runs), device, progress, resident=resident, verify=verify, note=note
+        [config],
+        path,
+        Path(runs),
+        device,
+        progress,
+        resident=resident,
+        verify=verify,
+        logged=logged,
+        note=note,
     )[0]
 
 

@@ -35,6 +35,9 @@ LISTED = 10  # hits of each query that a run keeps, found by FAISS
 Progress = Callable[[int, int, str], None]
 """Called with finished steps, all steps and a line about the last epoch."""
 
+Logged = Callable[[Path], None]
+"""Called with the folder of a run when it has one more epoch."""
+
 
 class Trainer:
     """A stack with its data, optimiser and run folders."""
@@ -267,6 +270,7 @@ def train_stack(
     *,
     resident: str = "auto",
     verify: bool = False,
+    logged: Logged = lambda run: None,
     note: Note = silent,
 ) -> list[Path]:
     """Train runs that can be stacked side by side, resuming where they were; returns their folders.
@@ -290,7 +294,7 @@ def train_stack(
             for member in group:  # only now: a request that fails leaves no folder behind
                 member.run.start(member.config)
                 locks.callback(os.close, member.run.lock())
-            _train(trainer, progress)
+            _train(trainer, progress, logged)
     failed = [member for member in members if member.diverged is not None]
     if failed:
         raise ItmfeatError(
@@ -300,7 +304,7 @@ def train_stack(
     return [member.run.path for member in members]
 
 
-def _train(trainer: Trainer, progress: Progress) -> None:
+def _train(trainer: Trainer, progress: Progress, logged: Logged) -> None:
     """All epochs that are left, then the test split."""
     line = ""
     members, stack, optimizer = trainer.members, trainer.stack, trainer.optimizer
@@ -316,6 +320,8 @@ def _train(trainer: Trainer, progress: Progress) -> None:
         for member, entry in zip(members, entries, strict=True):
             member.run.log(epoch, entry)
         save(members, stack, optimizer, epoch + 1)
+        for member in members:
+            logged(member.run.path)
         line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)
     trainer.finish()
 

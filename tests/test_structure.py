@@ -30,6 +30,7 @@ ORDER = [
     {"checkpoint"},
     {"training"},
     {"report"},
+    {"loggers"},
     {"api"},
     {"queries"},
     {"bench", "doctor", "console"},

@@ -45,6 +45,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take a finished run as it is; unfinished ones always go on.")
     ] = False,
+    log: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, trackio: send each epoch; several by commas.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Train light heads on a cache and evaluate them.
@@ -52,14 +55,16 @@ def train(
     The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
     where it was when the same command is given again.
     """
-    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides")}
+    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides", "log")}
 
     from itmfeat.api import train as run
     from itmfeat.console import Meter, note
+    from itmfeat.loggers import Stream, named
     from itmfeat.runs import Run
 
-    with Meter() as meter:
-        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps)
+    with Meter() as meter, Stream(named(log), note) as stream:
+        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps, logged=stream)
+        stream(path)  # the test metrics
     results = Run(path).read("results.json")
     _print_results(results | {"run": str(path)}, as_json)
 
@@ -104,22 +109,30 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
 @command(app)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")] = "table",
+    published: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A CSV file of published rows, as data/published.csv; repeatable."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
 ) -> None:
     """Print a table of finished runs.
 
-    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined.
+    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. Published
+    rows join the tables of their dataset, protocol, noise protocol and ratio, and are marked.
     """
     from itmfeat.console import note
-    from itmfeat.report import collect, render, tabulate
+    from itmfeat.report import collect, read_published, render, tabulate, unplaced
 
     collected = collect(runs)
     if collected.note:
         note(collected.note)
-    tables = tabulate(collected.runs)
+    rows = read_published(published or [])
+    tables = tabulate(collected.runs, rows)
+    for text in unplaced(rows, tables):
+        note(text)
     if output is not None:
-        output.write_text(render(tables, form))
+        output.write_text(render(tables, form), encoding="utf-8")
     elif form == "table" and sys.stdout.isatty():
         _print_tables(tables)
     else:
