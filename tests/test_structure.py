@@ -31,7 +31,7 @@ ORDER = [
     {"training"},
     {"report"},
     {"api"},
-    {"bench", "doctor", "console"},
+    {"bench", "comparison", "doctor", "console"},
     {"cli", "__init__"},
 ]
 EXTRACTOR_MAY_USE = {"cache", "pairs", "errors"}
