@@ -79,6 +79,8 @@ def compare(
     """
     if metric not in TESTED:
         raise unknown("metric", metric, list(TESTED))
+    if min(resamples, flips) < 100:
+        raise UsageError(f"an interval takes at least 100 resamples and flips, not {min(resamples, flips)}")
     sides = (_side(a, all_seeds, "first"), _side(b, all_seeds, "second"))
     _refuse_twice([run for side in sides for run in side.runs])
     ranks = _ranks(sides, cache, device, note)

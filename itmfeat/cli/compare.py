@@ -20,9 +20,7 @@ def compare(
         bool, typer.Option("--all-seeds", help="Take every seed of these configurations that lies beside.")
     ] = False,
     listed: Annotated[int, typer.Option("--list", min=0, help="Name so many queries won and lost.")] = 0,
-    bootstrap: Annotated[
-        int, typer.Option(min=100, help="Resamples of the images for the intervals.")
-    ] = 1000,
+    bootstrap: Annotated[int, typer.Option(help="Resamples of the images for the intervals.")] = 1000,
     cache: Annotated[Path | None, typer.Option(help="Where the runs' cache is now.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -124,8 +122,8 @@ def _verdict(found: dict[str, Any]) -> str:
         lines.append(f"over images and seeds: {tests['seeds']}; seeds known: {runs[0]} and {runs[1]}")
     if verdict["significant"] is None:
         said = (
-            f"undecided: these two trained models differ (over images {_p(verdict['p'])}), but one seed a side does "
-            f"not tell what other seeds do: significant if {name} deviates by less than "
+            f"undecided: these two trained models differ (over images {_p(verdict['p'])}), but one seed a "
+            f"side does not tell what other seeds do: significant if {name} deviates by less than "
             f"{verdict['tolerated']:.1f} between seeds; train more (--seed) and `compare A1 A2 vs B1 B2`"
         )
     elif verdict["significant"]:

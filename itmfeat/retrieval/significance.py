@@ -40,7 +40,7 @@ def parts(queries: Queries) -> tuple[Floats, Floats]:
         weight = 100.0 / folds / np.bincount(fold)[fold]  # (X,) what a hit is worth, in percent
         share = np.bincount(image, weight)
         for k in CUTS:
-            hits: Floats = np.bincount(image, weight * (rank < k))
+            hits = np.bincount(image, weight * (rank < k)).astype(np.float64)
             rate = np.bincount(queries.fold, hits) * folds / 100.0  # (folds,)
             added.append(hits)
             moved.append(hits - rate[queries.fold] * share)
@@ -82,8 +82,8 @@ def holm(p: Floats) -> Floats:
 def covariances(moved: Floats) -> Floats:
     """Sampling covariance (M, R, R) over images of the metrics of runs, from their `parts` (R, N, M)."""
     images = moved.shape[1]
-    products: Floats = np.einsum("rnm,snm->mrs", moved, moved)
-    return products * images / max(1, images - 1)
+    products = np.einsum("rnm,snm->mrs", moved, moved)
+    return np.asarray(products * images / max(1, images - 1), np.float64)
 
 
 class Difference(NamedTuple):
@@ -141,7 +141,7 @@ def _of_images(covariance: Floats, group: Ints) -> Floats:
     first, second = (np.flatnonzero(group == number) for number in numbers)
     within = [_between(covariance[:, own][:, :, own]) for own in (first, second)]
     across = covariance[:, first][:, :, second].mean(axis=(1, 2))
-    return np.maximum(within[0] + within[1] - 2 * across, 0.0)
+    return np.asarray(np.maximum(within[0] + within[1] - 2 * across, 0.0))
 
 
 def _between(covariance: Floats) -> Floats:

@@ -66,7 +66,8 @@ def _direction(rank: Ints, weight: Ints) -> Floats:
 
 def observed(queries: Queries) -> Floats:
     """The metrics themselves, (M,)."""
-    return weighted(queries, np.ones((1, len(queries.i2t)), np.int64))[0]
+    (metrics,) = weighted(queries, np.ones((1, len(queries.i2t)), np.int64))
+    return np.asarray(metrics, np.float64)
 
 
 def bootstrap(models: list[Queries], resamples: int, seed: int = 0) -> Floats:
