@@ -185,6 +185,7 @@ def _ranks(
 
 
 def _refuse_twice(runs: list[Run]) -> None:
+    """A run paired with itself, or counted as two seeds, would look certain."""
     seen: set[str] = set()
     for run in runs:
         digest = run.config().digest
@@ -236,6 +237,7 @@ def _differing(a: Run, b: Run) -> dict[str, list[Any]]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -243,6 +245,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _described(side: Side) -> dict[str, Any]:
+    """The configuration and the runs of a side, for a reader."""
     config = side.runs[0].config()
     noise = "file" if config.noise.file else f"{config.noise.protocol} {config.noise.ratio:g}"
     return {
@@ -251,6 +254,7 @@ def _described(side: Side) -> dict[str, Any]:
         "runs": [str(run.path) for run in side.runs],
         "seeds": [run.config().seed for run in side.runs],
         "seeds_beside": len(side.beside),
+        "order_seeds": sorted({run.config().schedule.order_seed for run in (*side.runs, *side.beside)}),
     }
 
 

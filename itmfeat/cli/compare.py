@@ -120,6 +120,10 @@ def _verdict(found: dict[str, Any]) -> str:
     if "seeds" in found["metrics"]["rsum"]:
         runs = [len(found[side]["runs"]) + found[side]["seeds_beside"] for side in ("a", "b")]
         lines.append(f"over images and seeds: {tests['seeds']}; seeds known: {runs[0]} and {runs[1]}")
+        if len({*found["a"]["order_seeds"], *found["b"]["order_seeds"]}) == 1:
+            lines.append(
+                "  all with one order of batches (schedule.order_seed): what another would do is not in it"
+            )
     if verdict["significant"] is None:
         said = (
             f"undecided: these two trained models differ (over images {_p(verdict['p'])}), but one seed a "

@@ -216,6 +216,7 @@ def test_the_command(pick: Pick) -> None:
     assert "they differ in loss.name infonce and triplet" in shown.stdout
     assert "over images and seeds" in shown.stdout
     assert "seeds known: 3 and 3" in shown.stdout
+    assert "all with one order of batches" in shown.stdout
     assert "verdict on rSum: " in shown.stdout
     assert "t2i R@1 won: rank A 1" in shown.stdout
     again = call("compare", a, pick("infonce", 1), "vs", b, pick("triplet", 1), "--json")
