@@ -224,10 +224,10 @@ def test_the_command(pick: Pick) -> None:
 
 
 def test_undecided_says_what_would_decide(pick: Pick, monkeypatch: pytest.MonkeyPatch) -> None:
-    from itmfeat import comparison
+    from itmfeat.comparison import metrics
 
     a, b = alone(pick("infonce", 0), "x"), alone(pick("triplet", 0), "y")
-    monkeypatch.setattr(comparison, "sign_flip", lambda difference, flips, seed: np.full(7, 0.001))
+    monkeypatch.setattr(metrics, "sign_flip", lambda difference, flips, seed: np.full(7, 0.001))
     assert "undecided: these two trained models differ" in call("compare", a, b).stdout
 
 
