@@ -207,12 +207,15 @@ class Trainer:
             pairs = self.pairs["test"]
             heads = load_heads(self.head, member.best, self.device)
             image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
-            results = retrieval.evaluate(image, text, torch.from_numpy(pairs.caption_image).to(self.device))
+            ranks: dict[str, retrieval.Ranks] = {}
+            caption_image = torch.from_numpy(pairs.caption_image).to(self.device)
+            results = retrieval.evaluate(image, text, caption_image, kept=ranks)
             lists = {
                 "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
                 "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split
             }
             member.run.write_tensors("retrieved.safetensors", lists)
+            member.run.write_tensors(retrieval.RANKS_FILE, retrieval.to_tensors(ranks, pairs))
             member.run.write_tensors("head.safetensors", member.best)
             member.run.write("manifest.json", self.manifest(member))
             member.run.write("results.json", results)

@@ -32,7 +32,7 @@ ORDER = [
     {"report"},
     {"loggers"},
     {"api"},
-    {"queries"},
+    {"queries", "comparison"},
     {"bench", "doctor", "console"},
     {"cli", "__init__"},
 ]

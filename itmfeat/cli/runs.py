@@ -74,6 +74,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     protocol: Annotated[str, typer.Option(help="auto, 1k, 5k, 5x1k or full.")] = "auto",
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the images for 95 % intervals, as 1000.")
+    ] = 0,
     cache: Annotated[Path | None, typer.Option(help="Where the run's cache is now.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -82,7 +85,7 @@ def evaluate(
     from itmfeat.api import evaluate as run_evaluation
     from itmfeat.console import note
 
-    found = run_evaluation(run, split, protocol, cache=cache, device=device, note=note)
+    found = run_evaluation(run, split, protocol, bootstrap=bootstrap, cache=cache, device=device, note=note)
     _print_results(found, as_json)
 
 
@@ -102,8 +105,24 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     print(f"rSum {results['rsum']:.1f}")
     if "5x1k" in results:
         print(f"rSum {results['5x1k']['rsum']:.1f} (5x1k)")
+    for own in (results, results.get("5x1k", {})):
+        if "interval" in own:
+            _print_intervals(own)
     if "run" in results:
         print(results["run"])
+
+
+def _print_intervals(results: dict[str, Any]) -> None:
+    """The bootstrap intervals of one protocol."""
+    made = results["interval"]
+    print(
+        f"{made['level']} % intervals, protocol {results['protocol']}: {made['resamples']} resamples of the "
+        "images with their captions, the gallery fixed"
+    )
+    for way, title in (("i2t", "image to text"), ("t2i", "text to image")):
+        ends = (f"{low:.1f}-{high:.1f}" for low, high in made[way].values())
+        print(f"{title:13} " + " ".join(f"{text:>12}" for text in ends))
+    print("rSum {:.1f}-{:.1f}".format(*made["rsum"]))
 
 
 @command(app)

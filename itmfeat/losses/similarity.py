@@ -136,4 +136,5 @@ def similarities(
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
     """1 / |v| of vectors (..., B, E), as (..., B, 1); a zero vector keeps the cosine 0."""
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp(min=1e-12).reciprocal()
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norm.clamp(min=1e-12).reciprocal()
