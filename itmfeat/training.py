@@ -200,7 +200,7 @@ class Trainer:
             pairs = self.pairs["test"]
             heads = load_heads(self.head, member.best, self.device)
             image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
-            results = retrieval.evaluate(image, text, torch.from_numpy(pairs.caption_image).to(self.device))
+            results = retrieval.evaluate_split(image, text, pairs, self.features.cache.index)
             lists = {
                 "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
                 "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split

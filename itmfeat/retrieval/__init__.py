@@ -17,16 +17,24 @@ searches take 2.7 and 6.2 at k = 10, 6.7 and 22 at k = 1000, and leave queries s
 """
 
 from itmfeat.retrieval.nearest import faiss_library, search
-from itmfeat.retrieval.protocols import PROTOCOLS, Recalls, Results, evaluate, results
-from itmfeat.retrieval.ranking import Ranks, ranks
+from itmfeat.retrieval.protocols import PROTOCOLS, Recalls, Results, Standard, evaluate, results
+from itmfeat.retrieval.ranking import Ranks, first, ranks
+from itmfeat.retrieval.relevance import Precision, Relevance, precision_at_r
+from itmfeat.retrieval.splits import evaluate_split
 
 __all__ = [
     "PROTOCOLS",
+    "Precision",
     "Ranks",
     "Recalls",
+    "Relevance",
     "Results",
+    "Standard",
     "evaluate",
+    "evaluate_split",
     "faiss_library",
+    "first",
+    "precision_at_r",
     "ranks",
     "results",
     "search",

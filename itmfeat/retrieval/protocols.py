@@ -22,6 +22,13 @@ class Recalls(TypedDict):
     meanr: float
 
 
+class Standard(TypedDict):
+    """What a split has where papers report on it."""
+
+    images: int
+    captions: NotRequired[int]  # where there is a fixed number
+
+
 # The functional form, because one key is no identifier.
 Results = TypedDict(
     "Results",
@@ -34,23 +41,42 @@ Results = TypedDict(
         "t2i": Recalls,
         "rsum": float,
         "5x1k": NotRequired["Results"],
+        "dropped": NotRequired[int],  # captions beyond the first so many of an image
+        "standard": NotRequired[Standard],  # where other numbers of images or captions were ranked
+        "eccv": NotRequired[dict[str, dict[str, float]]],
+        "cxc": NotRequired[dict[str, dict[str, float]]],
+        "ensemble": NotRequired[list[str]],  # names of the runs
     },
 )
 
 
 def evaluate(
-    image: Tensor, text: Tensor, caption_image: Tensor, protocol: str = "auto", split: str = "test"
+    image: Tensor,
+    text: Tensor,
+    caption_image: Tensor,
+    protocol: str = "auto",
+    split: str = "test",
+    standard: Standard | None = None,
 ) -> Results:
     """Recalls of `image` (N, E) and `text` (C, E), caption c being of image `caption_image[c]`.
 
     `1k` and `5k` rank that many images against each other, `5x1k` is the mean over five consecutive
     folds of 1000 images with their captions, `full` takes any number. `auto` is `1k` for 1000
     images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest.
+
+    `standard` is what the split has in papers. Where other numbers are ranked, the answer has it too, no
+    protocol of a fixed size goes, and fewer images or captions are a `subset`.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
     images = len(image)
     automatic = protocol == "auto"
+    if standard is not None and _differs(standard, images, len(text)):
+        if not automatic and protocol != "full":
+            raise DataError(_refusal(protocol, split, standard, images, len(text)))
+        fewer = images < standard["images"] or len(text) < standard.get("captions", 0)
+        result = results(ranks(image, text, caption_image), "subset" if fewer else "full", split)
+        return result | {"standard": standard}
     if automatic:
         protocol = {1000: "1k", 5000: "5k"}.get(images, "full")
     wanted = {"1k": 1000, "5k": 5000, "5x1k": 5000}.get(protocol, images)
@@ -62,6 +88,20 @@ def evaluate(
     if automatic and protocol == "5k":
         result["5x1k"] = _folds(image, text, caption_image, split)
     return result
+
+
+def _differs(standard: Standard, images: int, captions: int) -> bool:
+    """Whether other images or captions are ranked than in papers."""
+    return images != standard["images"] or captions != standard.get("captions", captions)
+
+
+def _refusal(protocol: str, split: str, standard: Standard, images: int, captions: int) -> str:
+    """What to say where a protocol does not go with so many images and captions."""
+    wanted = " and ".join(f"{number} {what}" for what, number in standard.items())
+    return (
+        f"protocol {protocol} is for the whole {split} split of {wanted}, and {images} images and {captions} "
+        "captions are ranked here: --protocol full takes them and says so"
+    )
 
 
 def results(ranked: Ranks, protocol: str = "full", split: str = "test") -> Results:

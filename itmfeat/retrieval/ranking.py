@@ -1,4 +1,4 @@
-"""Exact ranks of the positives, blockwise: both directions share the matrix products."""
+"""Exact ranks and exact lists, blockwise; for ranks both directions share the matrix products."""
 
 import math
 from collections.abc import Iterator
@@ -38,6 +38,39 @@ def ranks(image: Tensor, text: Tensor, caption_image: Tensor) -> Ranks:
     with full_precision(device), threads(1):
         i2t, own = _image_ranks(scores, caption_image)
         return Ranks(i2t, _caption_ranks(scores, own, caption_image))
+
+
+def first(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
+    """The first k of `gallery` (G, E) for each of `queries` (Q, E): ids (Q, min(k, G)), -1 for a NaN.
+
+    In the order that `ranks` counts in, to the last tie, which `search` does not promise: of equal scores
+    the lower id stands first, also where a list ends among them. Computed as `ranks` is.
+    """
+    device = queries.device
+    queries, gallery = float32(queries, device), float32(gallery, device)
+    k = min(k, len(gallery))
+    lists = torch.empty(len(queries), k, dtype=torch.int64, device=device)
+    with full_precision(device):
+        for rows, block in _Scores(queries, gallery).chunks():
+            lists[rows] = _first(block, k)
+    return lists
+
+
+def _first(scores: Tensor, k: int) -> Tensor:
+    """The ids (Q, k) of the first k of each row of `scores` (Q, G), -1 for a NaN."""
+    known = scores.masked_fill(scores.isnan(), torch.inf)  # a NaN counts as ahead
+    top = known.topk(min(k + 1, known.shape[1]), dim=1)
+    ids, last = top.indices[:, :k].sort(dim=1).values, top.values[:, k - 1 : k]
+    # Where a list ends among equal scores, topk takes any of them.
+    tied = (top.values[:, k:] == last).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        row, equal = known[tied], known[tied] == last[tied]
+        above = row > last[tied]
+        chosen = above | (equal & (equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+        ids[tied] = chosen.nonzero()[:, 1].view(-1, k)
+    order = known.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
+    ids = ids.gather(1, order)
+    return ids.masked_fill(scores.gather(1, ids).isnan(), -1)
 
 
 def _check_pairs(images: int, captions: int, caption_image: Tensor) -> None:
