@@ -49,6 +49,8 @@ def first(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
     device = queries.device
     queries, gallery = float32(queries, device), float32(gallery, device)
     k = min(k, len(gallery))
+    if k < 1 or not len(queries):
+        raise DataError("there is nothing to rank: queries, gallery and list need at least one entry each")
     lists = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     with full_precision(device):
         for rows, block in _Scores(queries, gallery).chunks():
@@ -58,8 +60,11 @@ def first(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
 
 def _first(scores: Tensor, k: int) -> Tensor:
     """The ids (Q, k) of the first k of each row of `scores` (Q, G), -1 for a NaN."""
-    known = scores.masked_fill(scores.isnan(), torch.inf)  # a NaN counts as ahead
-    top = known.topk(min(k + 1, known.shape[1]), dim=1)
+    known, asked = scores, min(k + 1, scores.shape[1])
+    top = known.topk(asked, dim=1)
+    if top.values.isnan().any():  # a NaN counts as ahead, as topk has it, but compares with nothing
+        known = scores.masked_fill(scores.isnan(), torch.inf)
+        top = known.topk(asked, dim=1)
     ids, last = top.indices[:, :k].sort(dim=1).values, top.values[:, k - 1 : k]
     # Where a list ends among equal scores, topk takes any of them.
     tied = (top.values[:, k:] == last).any(dim=1).nonzero()[:, 0]

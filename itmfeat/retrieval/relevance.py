@@ -53,8 +53,7 @@ def precision_at_r(queries: Tensor, gallery: Tensor, relevance: Relevance) -> Pr
 
 def longest(relevance: Relevance) -> int:
     """How long a list must be for all metrics: the most relevant items that a query has, at least ten."""
-    count = _distinct(relevance).query.bincount()
-    return max(RECALLED, int(count.max())) if len(count) else RECALLED
+    return max(RECALLED, int(_distinct(relevance).query.bincount().max()))
 
 
 def score(lists: Tensor, relevance: Relevance, items: int) -> Precision:
@@ -63,8 +62,6 @@ def score(lists: Tensor, relevance: Relevance, items: int) -> Precision:
     k must be at least `longest(relevance)`, or the whole gallery.
     """
     query, item = _distinct(Relevance(*(ids.to(lists.device) for ids in relevance)))
-    if not len(query):
-        raise DataError("no query has a relevant item, so there is nothing to score")
     if query.min() < 0 or query.max() >= len(lists) or item.max() >= items:
         raise DataError(f"a relevant item lies outside the {len(lists)} queries or the {items} items")
     total = query.bincount(minlength=len(lists))  # (Q,) the R of each query
@@ -92,6 +89,8 @@ def score(lists: Tensor, relevance: Relevance, items: int) -> Precision:
 
 
 def _distinct(relevance: Relevance) -> Relevance:
-    """Each pair once."""
+    """Each pair once; a DataError if there is none."""
+    if not len(relevance.query):
+        raise DataError("no query has a relevant item, so there is nothing to score")
     pairs = torch.unique(torch.stack(tuple(relevance), dim=1), dim=0)
     return Relevance(pairs[:, 0], pairs[:, 1])
