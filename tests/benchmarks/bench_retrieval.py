@@ -124,7 +124,9 @@ def main() -> None:
             seconds(lambda: check(ours, looped(image, text, caption_image))) for _ in range(options.loops)
         ]
     print(f"{options.images} images x {options.captions} captions x {options.dim}")
-    medians = {name: [statistics.median(kind) for kind in zip(*times)] for name, times in took.items()}
+    medians = {
+        name: [statistics.median(kind) for kind in zip(*times, strict=True)] for name, times in took.items()
+    }
     product = medians["matrix product"]
     for name, (wall, cpu) in medians.items():
         print(

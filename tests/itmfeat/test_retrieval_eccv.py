@@ -1,5 +1,6 @@
 """ECCV Caption, CxC and COCO's recalls against the package's own loops, on the ids that it ships."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import call, fails
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from itmfeat.cache import DatasetIndex
+from itmfeat.api import train
+from itmfeat.cache import DatasetIndex, FeatureSpec, FeatureWriter
 from itmfeat.cache.index import read_index, write_index
 from itmfeat.errors import DataError, MissingPackageError
 from itmfeat.pairs import Pairs, split_pairs
@@ -37,8 +40,13 @@ def metrics() -> Any:
         return Metrics()
 
 
-def index_of(folder: Path, test: eccv.CocoTest, images: list[int], extra: bool = False) -> DatasetIndex:
-    """An index whose test split has these images of COCO's, in this order, `extra` with a sixth caption."""
+def index_of(
+    folder: Path, test: eccv.CocoTest, images: list[int], extra: bool = False, trained: int = 0
+) -> DatasetIndex:
+    """An index whose test split has these images of COCO's, in this order, `extra` with a sixth caption.
+
+    The first `trained` of them are training images, and the next ones as many for validation.
+    """
     owners = np.argsort(np.argsort(test.caption_image, kind="stable"))  # captions stand image by image
     captions = [int(c) for image in images for c in owners[5 * image : 5 * image + 5]]
     rows = np.repeat(np.arange(len(images)), 5)
@@ -51,7 +59,7 @@ def index_of(folder: Path, test: eccv.CocoTest, images: list[int], extra: bool =
         "caption": [str(caption) for caption in ids],
     }
     columns = {
-        "image_split": np.full(len(images), 2, np.uint8),
+        "image_split": np.digitize(np.arange(len(images)), [trained, 2 * trained]).astype(np.uint8),
         "caption_id": ids,
         "caption_image": rows,
     }
@@ -175,6 +183,42 @@ def test_another_order_gives_the_same_numbers(
     rows = torch.tensor([place[int(caption)] for caption in index.caption_id])
     got = evaluate_split(image[shuffled], text[rows], pairs, index, protocol="eccv")
     assert got == evaluate_split(image, text, *whole, protocol="eccv")
+
+
+@pytest.mark.slow
+def test_a_run_on_coco(tmp_path: Path, test: eccv.CocoTest, at: Path) -> None:
+    """From a cache with COCO's ids to the printed table, and the same as JSON."""
+    # Twenty strangers before the 5,000, for training and validation.
+    more = 20
+    strangers = np.arange(-more, 0)
+    longer = eccv.CocoTest(
+        np.concatenate([10**9 + strangers, test.image_id]),
+        np.concatenate([10**9 + np.arange(5 * more), test.caption_id]),
+        np.concatenate([np.repeat(np.arange(more), 5), test.caption_image + more]),
+    )
+    cache = tmp_path / "coco"
+    index = index_of(cache, longer, list(range(IMAGES + more)), trained=more // 2)
+    image, text = embeddings("near", test)
+    for kind, name, vectors in (("image", "pixels", image), ("text", "words", text)):
+        rows = torch.cat([vectors[: len(vectors) // IMAGES * more], vectors]).numpy()
+        spec = FeatureSpec(kind, name, index.digest, np.ones(len(rows), np.int64), rows.shape[1])
+        with FeatureWriter(cache / kind / f"{name}.h5", spec) as writer:
+            for part in writer.pending:
+                items = writer.items(part)
+                writer.write(part, features=rows[items.start : items.stop])
+            writer.finish()
+    run = train("infonce", cache=cache, epochs=1, batch_size=25, head="mean-linear")
+    told = call("eval", run, "--protocol", "eccv")
+    assert "test split, protocol 5k: 5000 images, 25000 captions\n" in told.stdout
+    assert "of 1332 queries" in told.stdout
+    assert "of 24972 queries" in told.stdout
+    found = json.loads(call("eval", run, "--protocol", "eccv", "--json").stdout)
+    stored = json.loads((run / "results.json").read_text())
+    assert {key: found[key] for key in stored} == stored
+    fails(3, "--captions 5", "eval", run, "--protocol", "eccv", "--captions", 1)
+    fails(
+        3, "5k is for the whole test split of 5000 images", "eval", run, "--protocol", "5k", "--captions", 1
+    )
 
 
 def test_a_split_that_is_not_cocos_is_refused(tmp_path: Path, test: eccv.CocoTest) -> None:
