@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 from torch import Tensor
 
 from itmfeat.errors import DataError, unknown
-from itmfeat.retrieval.ranking import Ranks, ranks
+from itmfeat.retrieval.ranking import Ranks, folded_ranks, ranks
 
 PROTOCOLS = ["auto", "1k", "5k", "5x1k", "full"]
 FOLD = 1000
@@ -82,11 +82,13 @@ def evaluate(
     wanted = {"1k": 1000, "5k": 5000, "5x1k": 5000}.get(protocol, images)
     if images != wanted:
         raise DataError(f"protocol {protocol} needs exactly {wanted} images, the {split} split has {images}")
+    folded = protocol == "5x1k" or (automatic and protocol == "5k")
+    whole, folds = folded_ranks(image, text, caption_image, FOLD if folded else images)
     if protocol == "5x1k":
-        return _folds(image, text, caption_image, split)
-    result = results(ranks(image, text, caption_image), protocol, split)
-    if automatic and protocol == "5k":
-        result["5x1k"] = _folds(image, text, caption_image, split)
+        return _folds(folds, split)
+    result = results(whole, protocol, split)
+    if folded:
+        result["5x1k"] = _folds(folds, split)
     return result
 
 
@@ -133,17 +135,13 @@ def _recalls(rank: Tensor) -> Recalls:
     return {"r1": r1, "r5": r5, "r10": r10, "medr": float(int(middle) // 2 + 1), "meanr": meanr}
 
 
-def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str) -> Results:
-    """`5x1k` of (N, E), (C, E), (C,): each metric's mean over folds of 1000 consecutive images."""
-    caption_image = caption_image.to(text.device)
-    folds = []
-    for start in range(0, len(image), FOLD):
-        mine = ((caption_image >= start) & (caption_image < start + FOLD)).nonzero()[:, 0]
-        fold = ranks(image[start : start + FOLD], text[mine], caption_image[mine] - start)
-        folds.append(results(fold))
+def _folds(ranked: list[Ranks], split: str) -> Results:
+    """`5x1k` of the ranks in each fold: the mean of each metric."""
+    folds = [results(fold) for fold in ranked]
+    sizes = sum(fold["images"] for fold in folds), sum(fold["captions"] for fold in folds)
     i2t = _mean([fold["i2t"] for fold in folds])
     t2i = _mean([fold["t2i"] for fold in folds])
-    return _results("5x1k", split, (len(image), len(text)), i2t, t2i)
+    return _results("5x1k", split, sizes, i2t, t2i)
 
 
 def _mean(folds: list[Recalls]) -> Recalls:

@@ -1,5 +1,6 @@
 """Exact ranks and exact lists, blockwise; for ranks both directions share the matrix products."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,6 +29,14 @@ def ranks(image: Tensor, text: Tensor, caption_image: Tensor) -> Ranks:
     An image may have any number of captions, in any order, but at least one. Computed in float32 on
     the device of `image`, at most `HELD_SCORES` scores at a time.
     """
+    return folded_ranks(image, text, caption_image, len(image))[0]
+
+
+def folded_ranks(image: Tensor, text: Tensor, caption_image: Tensor, size: int) -> tuple[Ranks, list[Ranks]]:
+    """The `ranks` of the whole, and those within each fold of `size` consecutive images and their captions.
+
+    The product is shared, so folds cost little beside the whole. One fold of all images is not made.
+    """
     device = image.device
     image, text = float32(image, device), float32(text, device)
     caption_image = caption_image.to(device, torch.int64)
@@ -36,8 +45,17 @@ def ranks(image: Tensor, text: Tensor, caption_image: Tensor) -> Ranks:
     # Products take all threads, the counting one: its steps last a millisecond each, and on a busy
     # machine threads wait longer than that for each other.
     with full_precision(device), threads(1):
-        i2t, own = _image_ranks(scores, caption_image)
-        return Ranks(i2t, _caption_ranks(scores, own, caption_image))
+        whole, folds = _ranks(scores, caption_image), []
+        for first in range(0, len(image), size) if size < len(image) else ():
+            mine = ((caption_image >= first) & (caption_image < first + size)).nonzero()[:, 0]
+            folds.append(_ranks(scores.part(first, first + size, mine), caption_image[mine] - first))
+    return whole, folds
+
+
+def _ranks(scores: "_Scores", caption_image: Tensor) -> Ranks:
+    """The ranks by the scores (N, C) of images and captions (C,)."""
+    i2t, own = _image_ranks(scores, caption_image)
+    return Ranks(i2t, _caption_ranks(scores, own, caption_image))
 
 
 def first(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
@@ -109,10 +127,18 @@ class _Scores:
         """Yield ids of images (n,) and their scores (n, C), until each image had its turn."""
         size = max(1, COMPARED_SCORES // len(self.column_of))
         for start in range(0, len(self.image), self.step):
+            inside = ((self.row_of >= start) & (self.row_of < start + self.step)).nonzero()[:, 0]
+            if not len(inside):
+                continue
             product = self._product(start)
-            inside = (self.row_of >= start) & (self.row_of < start + self.step)
-            for rows in torch.split(inside.nonzero()[:, 0], size):
-                yield rows, self._expand(product, self.row_of[rows] - start)
+            for rows in torch.split(inside, size):
+                yield rows, _taken(_taken(product, 0, self.row_of[rows] - start), 1, self.column_of)
+
+    def part(self, first: int, last: int, columns: Tensor) -> "_Scores":
+        """Those of the images from `first` to before `last` with some captions, of the same product."""
+        part = copy.copy(self)
+        part.row_of, part.column_of = self.row_of[first:last], self.column_of[columns]
+        return part
 
     def _product(self, start: int) -> Tensor:
         """Scores (step, V) of distinct vectors; held for the second pass if there are no others."""
@@ -124,13 +150,12 @@ class _Scores:
             self.held = product
         return product
 
-    def _expand(self, product: Tensor, row: Tensor) -> Tensor:
-        """The rows `row` (n,) of a product (step, V), with a column for each caption: (n, C)."""
-        if len(self.image) == len(self.row_of):  # all distinct: side by side, so a view will do
-            scores = product[int(row[0]) : int(row[-1]) + 1]
-        else:
-            scores = product[row]
-        return scores if len(self.text) == len(self.column_of) else scores[:, self.column_of]
+
+def _taken(scores: Tensor, dim: int, ids: Tensor) -> Tensor:
+    """The rows (dim 0) or columns (dim 1) `ids` of a product; a view where they stand side by side."""
+    if (ids.diff() == 1).all():
+        return scores.narrow(dim, int(ids[0]), len(ids))
+    return scores.index_select(dim, ids)
 
 
 def _distinct(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import write_features
 from processes import call, fails
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from itmfeat.api import train
-from itmfeat.cache import DatasetIndex, FeatureSpec, FeatureWriter
+from itmfeat.cache import DatasetIndex, FeatureSpec
 from itmfeat.cache.index import read_index, write_index
 from itmfeat.errors import DataError, MissingPackageError
 from itmfeat.pairs import Pairs, split_pairs
@@ -202,11 +203,7 @@ def test_a_run_on_coco(tmp_path: Path, test: eccv.CocoTest, at: Path) -> None:
     for kind, name, vectors in (("image", "pixels", image), ("text", "words", text)):
         rows = torch.cat([vectors[: len(vectors) // IMAGES * more], vectors]).numpy()
         spec = FeatureSpec(kind, name, index.digest, np.ones(len(rows), np.int64), rows.shape[1])
-        with FeatureWriter(cache / kind / f"{name}.h5", spec) as writer:
-            for part in writer.pending:
-                items = writer.items(part)
-                writer.write(part, features=rows[items.start : items.stop])
-            writer.finish()
+        write_features(cache / kind / f"{name}.h5", spec, rows)
     run = train("infonce", cache=cache, epochs=1, batch_size=25, head="mean-linear")
     told = call("eval", run, "--protocol", "eccv")
     assert "test split, protocol 5k: 5000 images, 25000 captions\n" in told.stdout
