@@ -46,9 +46,9 @@ def folded_ranks(image: Tensor, text: Tensor, caption_image: Tensor, size: int) 
     # machine threads wait longer than that for each other.
     with full_precision(device), threads(1):
         whole, folds = _ranks(scores, caption_image), []
-        for first in range(0, len(image), size) if size < len(image) else ():
-            mine = ((caption_image >= first) & (caption_image < first + size)).nonzero()[:, 0]
-            folds.append(_ranks(scores.part(first, first + size, mine), caption_image[mine] - first))
+        for start in range(0, len(image), size) if size < len(image) else ():
+            mine = ((caption_image >= start) & (caption_image < start + size)).nonzero()[:, 0]
+            folds.append(_ranks(scores.part(start, start + size, mine), caption_image[mine] - start))
     return whole, folds
 
 
