@@ -1,4 +1,4 @@
-"""Pictures that are no files of their own on a Ray cluster: tar shards and Arrow tables, under a relative path."""
+"""Pictures that are no files of their own on a Ray cluster: tar shards and Arrow tables."""
 
 import importlib.util
 import subprocess
