@@ -88,6 +88,16 @@ def test_without_timm_the_package_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'itmfeat\[timm\]'"):
         load_image(f"timm:{tmp_path}", "cpu")
+    monkeypatch.delitem(sys.modules, "timm")
+    for name in [name for name in sys.modules if name.startswith("timm.")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "timm").mkdir()  # stands in for one beside a torchvision of another build
+    (tmp_path / "timm" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms is not there')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingPackageError, match=r"a torchvision that fits torch .*nms is not there"):
+        load_image(f"timm:{tmp_path}", "cpu")
     with pytest.raises(UsageError, match="unknown text backbone"):
         load_text(f"timm:{tmp_path}", "cpu")
     assert slug("timm:resnet50.a1_in1k") == "timm-resnet50.a1_in1k"

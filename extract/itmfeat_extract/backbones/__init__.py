@@ -145,11 +145,13 @@ def load_image(
     from itmfeat_extract.backbones import detectors, hf_image, naflex
     from itmfeat_extract.backbones.placement import place
 
-    checkpoint, placement = _checkpoint(name, preset), place(device, dtype, compiled)
+    placement = place(device, dtype, compiled)
     if preset.loader is Loader.TIMM:
         from itmfeat_extract.backbones import timm_image
 
-        return timm_image.load(checkpoint, placement, view)
+        timm_image.require(name)
+        return timm_image.load(_checkpoint(name, preset), placement, view)
+    checkpoint = _checkpoint(name, preset)
     if checkpoint.model_type in detectors.FAMILIES:
         return detectors.load(checkpoint, placement, view)
     if checkpoint.model_type in naflex.FAMILIES:

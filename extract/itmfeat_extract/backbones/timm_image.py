@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
@@ -35,10 +34,22 @@ class Timm(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=pooled.flatten(1))
 
 
+def require(name: str) -> None:
+    """An error where timm cannot be imported, before anything is downloaded for it."""
+    with hub.quiet():
+        try:
+            import timm.data  # noqa: F401
+        except ImportError as error:
+            raise MissingPackageError(f"{name} needs timm: pip install 'itmfeat[timm]'") from error
+        except RuntimeError as error:  # torchvision registers operators that only its own torch has
+            raise MissingPackageError(
+                f"{name} needs timm, and timm a torchvision that fits torch {torch.__version__} ({error}): "
+                "install both from one index, see https://pytorch.org/get-started/locally/"
+            ) from error
+
+
 def load(checkpoint: hub.Checkpoint, placement: Placement, view: View) -> TransformersImage:
     """The encoder of a folder as timm puts them on the hub."""
-    if importlib.util.find_spec("timm") is None:
-        raise MissingPackageError(f"{checkpoint.name} needs timm: pip install 'itmfeat[timm]'")
     config = hub.read_json(checkpoint.folder / "config.json")
     if "architecture" not in config:
         raise DataError(f"{checkpoint.name} is no checkpoint of timm: take hf:ID_OR_FOLDER for transformers")
