@@ -91,8 +91,8 @@ def extract(
     _check(dtype, limit, on_error)
     policy, chosen = TokenPolicy.parse(tokens), backbones.Layers.parse(text_layers)
     view = backbones.View(image_size, resize, backbones.Layers.parse(layers))
-    seen = {"dtype": precision, "view": view, "compiled": compiled}
-    told = {"dtype": precision, "layers": chosen, "compiled": compiled}
+    way = {"dtype": precision, "compiled": compiled and not dry_run}  # a probe is over before it pays
+    seen, told = {**way, "view": view}, {**way, "layers": chosen}
     site = Site.of(engine, device, workers)
     settings = Settings(dtype, site.threads, site.launch)
     if site.launch.rank:  # the first copy speaks for all

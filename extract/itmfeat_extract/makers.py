@@ -38,10 +38,7 @@ class Fitting:
 
     def __init__(self) -> None:
         self.step: int | None = None  # items at once; None while whole batches fit
-        self._fitted, self._patience = (
-            0,
-            1,
-        )  # batches of that step since it changed, and how many to double it
+        self._fitted, self._patience = 0, 1  # batches of that step so far, and how many to double it
 
     def __call__(self, encode: Callable[..., Encoded], *batch: torch.Tensor) -> Encoded:
         """`encode` of tensors (B, ...), at once or in parts that fit."""

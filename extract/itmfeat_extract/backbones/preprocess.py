@@ -68,7 +68,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_std": HALF,
     },
     "Siglip2": {
-        "size": {},
+        "size": {},  # follows the picture
         "patch_size": 16,
         "max_num_patches": 256,
         "resample": 2,
@@ -103,9 +103,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     rescale: float = 1 / 255
     longest: int | None = None  # the shortest edge gets smaller where the longest would exceed this
-    patches: tuple[int, int] | None = (
-        None  # pixels of a patch's edge, and the most patches: `resize` is unused
-    )
+    patches: tuple[int, int] | None = None  # a patch's edge, and the most patches: then `resize` is unused
 
     @property
     def size(self) -> tuple[int, int] | None:
