@@ -1,6 +1,7 @@
 """From a dataset's name to its cache: the function behind `itmfeat extract`."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from itmfeat.cache import SPLITS, FeatureFile, open_cache
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 from itmfeat_extract import backbones
+from itmfeat_extract.backbones.placement import no_compiler
 from itmfeat_extract.corpus import READERS, Corpus, SplitFractions, read
 from itmfeat_extract.duplicates import shared_captions, shared_images
 from itmfeat_extract.engines import Site
@@ -67,6 +69,7 @@ def extract(
     workers: int | None = None,
     device: str = "auto",
     precision: str | None = None,
+    compiled: bool = False,
     engine: str = "local",
     fractions: SplitFractions | None = None,
     name: str | None = None,
@@ -81,14 +84,15 @@ def extract(
     already there is kept; what was interrupted is resumed. The backbone "none" leaves a side out; the image
     backbone None is `IMAGE_DEFAULT`. `dataset` may also be a cache folder, into which text is extracted. Each
     choice of `tokens` (`TokenPolicy`), `image_size`, `resize` and layers (`View`) makes a file of its own.
-    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction;
-    with `on_error` "skip" it gets no vectors, and all images are decoded once beforehand to find such ones.
-    `engine`, `device` and `workers` say who works (`Site.of`), `precision` is that of the forward pass.
+    `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction,
+    or with `on_error` "skip" gets no vectors: then all are decoded once beforehand. `engine`, `device` and
+    `workers` say who works (`Site.of`), `precision` and `compiled` (by torch.compile) how forward passes run.
     """
     _check(dtype, limit, on_error)
-    policy = TokenPolicy.parse(tokens)
+    policy, chosen = TokenPolicy.parse(tokens), backbones.Layers.parse(text_layers)
     view = backbones.View(image_size, resize, backbones.Layers.parse(layers))
-    chosen = backbones.Layers.parse(text_layers)
+    way = {"dtype": precision, "compiled": compiled and not dry_run}  # a probe is over before it pays
+    seen, told = {**way, "view": view}, {**way, "layers": chosen}
     site = Site.of(engine, device, workers)
     settings = Settings(dtype, site.threads, site.launch)
     if site.launch.rank:  # the first copy speaks for all
@@ -96,8 +100,7 @@ def extract(
     corpus, folder, images = _source(dataset, root, cache, image_backbone, limit, fractions, name)
     if corpus.origin:
         note(corpus.origin)
-    image = _load_image(images, site.devices[0], precision, view)
-    text = _load_text(text_backbone, site.devices[0], precision, chosen)
+    image, text = _load(images, seen, text_backbone, told, site.devices[0], note)
     shared = _shared(corpus, folder, images, dry_run, settings.workers, note)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype, *shared, site)
@@ -105,11 +108,10 @@ def extract(
     made = _Made(corpus, folder, digest, site, settings, progress, note)
     if image:
         path = folder / "image" / f"{backbones.slug(images)}{view.suffix}{policy.suffix}.h5"
-        options = {"dtype": precision, "view": view}
-        made.images(path, images, image, policy, on_error == "skip", options)
+        made.images(path, images, image, policy, on_error == "skip", seen)
     if text:
         path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
-        made.texts(path, text_backbone, text, {"dtype": precision, "layers": chosen})
+        made.texts(path, text_backbone, text, told)
     return folder
 
 
@@ -168,24 +170,42 @@ class _Made:
         _tell_of_cuts(path, backbone.max_length, self.note)
 
 
-def _load_image(
-    name: str, device: str, precision: str | None, view: backbones.View
-) -> backbones.ImageBackbone | None:
+def _load(
+    image: str, seen: dict[str, Any], text: str, told: dict[str, Any], device: str, note: Note
+) -> tuple[backbones.ImageBackbone | None, backbones.TextBackbone | None]:
+    """Both backbones by name, with options; None for one that is left out."""
+    found = _load_image(image, device, seen), _load_text(text, device, told)
+    if seen["compiled"]:
+        _tell_of_compiling([backbone for backbone in found if backbone], note)
+    return found
+
+
+def _load_image(name: str, device: str, options: dict[str, Any]) -> backbones.ImageBackbone | None:
     if name != NONE:
-        return backbones.load_image(name, device, precision, view)
-    if view != backbones.DEFAULT_VIEW:
+        return backbones.load_image(name, device, **options)
+    if options["view"] != backbones.DEFAULT_VIEW:
         raise UsageError("no images are extracted here: leave out --image-size, --resize and --layers")
     return None
 
 
-def _load_text(
-    name: str, device: str, precision: str | None, layers: backbones.Layers
-) -> backbones.TextBackbone | None:
+def _load_text(name: str, device: str, options: dict[str, Any]) -> backbones.TextBackbone | None:
     if name != NONE:
-        return backbones.load_text(name, device, precision, layers)
-    if not layers.last:
+        return backbones.load_text(name, device, **options)
+    if not options["layers"].last:
         raise UsageError("no text is extracted here: leave out --text-layers")
     return None
+
+
+def _tell_of_compiling(
+    loaded: Sequence[backbones.ImageBackbone | backbones.TextBackbone], note: Note
+) -> None:
+    """Whose forward pass is not compiled, though it was asked for."""
+    if loaded and (reason := no_compiler(loaded[0].placement.device)):
+        note(f"{reason}, so nothing is compiled: leave --compile out, or install one")
+        return
+    for backbone in loaded:
+        if not backbone.placement.compiled:
+            note(f"{backbone.name} is fused by hand and runs as it is: --compile changes nothing for it")
 
 
 def _tell_of_cuts(path: Path, longest: int, note: Note) -> None:

@@ -29,14 +29,16 @@ VERSIONS = ("torch", "transformers", "pillow", "numpy", "h5py", "itmfeat")
 
 
 class Fitting:
-    """Batches no larger than the memory of a device: halved when it is full, and kept so.
+    """Batches as large as the memory of a device: whole ranges, halved when it is full, doubled again later.
 
-    On a GPU other batch sizes may give other roundings in the last bit, so a range that was halved equals a
-    range that was not only within the tolerance between devices.
+    What else runs on the device may have gone, or its captions were long; each time the memory is full, the
+    next attempt comes after twice as many batches. On a GPU other batch sizes may give other roundings in
+    the last bit: a range that was halved equals one that was not only within the tolerance between devices.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None  # items at once; None while whole batches fit
+        self._fitted, self._patience = 0, 1  # batches of that step so far, and how many to double it
 
     def __call__(self, encode: Callable[..., Encoded], *batch: torch.Tensor) -> Encoded:
         """`encode` of tensors (B, ...), at once or in parts that fit."""
@@ -45,7 +47,9 @@ class Fitting:
             step = min(self.step or count, count)
             try:
                 parts = [torch.split(tensor, step) for tensor in batch]
-                return joined([encode(*part) for part in zip(*parts, strict=True)])
+                encoded = joined([encode(*part) for part in zip(*parts, strict=True)])
+                self._grow(count)
+                return encoded
             except torch.OutOfMemoryError:
                 if step == 1:
                     raise ItmfeatError(
@@ -53,8 +57,16 @@ class Fitting:
                         "close what else runs on it, or choose another --device or backbone"
                     ) from None
             # Here, where the failed pass holds no tensors any more.
-            self.step = (step + 1) // 2
+            self.step, self._fitted, self._patience = (step + 1) // 2, 0, 2 * self._patience
             torch.cuda.empty_cache()
+
+    def _grow(self, count: int) -> None:
+        """Double the step when enough batches of `count` items were cut to it and did fit."""
+        if self.step is None or count <= self.step:
+            return
+        self._fitted += 1
+        if self._fitted >= self._patience:
+            self.step, self._fitted = 2 * self.step, 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,22 +99,16 @@ class Images:
         blank = self.backbone.preprocess(Image.new("RGB", (1, 1)))
         pictures = [blank if picture is None else picture for picture in prepared]
         encoded = encode_pictures(self.backbone, pictures, partial(self.fitting, self.backbone.encode))
-        return _without_blanks(self.policy.apply(encoded, self.backbone), present)
-
-
-def _without_blanks(payloads: dict[str, torch.Tensor], present: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
-    """Payloads of the items that are present (B,): others lose their vectors, and are zero in `pooled`."""
-    if present.all():
+        if present.all():
+            return self.policy.apply(encoded, self.backbone)
+        keep = torch.from_numpy(present).to(encoded.vectors.device)
+        kept: dict[str, Any] = {
+            name: None if each is None else each[keep] for name, each in vars(encoded).items()
+        }
+        payloads = self.policy.apply(Encoded(**kept), self.backbone)
+        if encoded.pooled is not None:
+            payloads["pooled"] = encoded.pooled.masked_fill(~keep.unsqueeze(1), 0)
         return payloads
-    keep = torch.from_numpy(present).to(payloads["features"].device)
-    kept = {
-        name: values.reshape(len(keep), -1, *values.shape[1:])[keep].flatten(0, 1)
-        for name, values in payloads.items()
-        if name != "pooled"
-    }
-    if "pooled" in payloads:
-        kept["pooled"] = payloads["pooled"].masked_fill(~keep.unsqueeze(1), 0)
-    return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +200,14 @@ class Recipe:
 
 def fingerprint_of(backbone: ImageBackbone | TextBackbone) -> str:
     """Weights, precision and library versions as JSON: equal where the features are."""
-    return json.dumps([backbone.fingerprint(), versions()], sort_keys=True)
+    return json.dumps([backbone.fingerprint(), versions(backbone)], sort_keys=True)
 
 
-def versions() -> dict[str, str]:
-    """The libraries that decide values."""
-    return {name: version(name) for name in VERSIONS}
+def versions(backbone: ImageBackbone | TextBackbone) -> dict[str, str]:
+    """The libraries that decide values, and what compiled the forward pass, if anything did.
+
+    Like another version of a library, compiling rounds otherwise: a finished file stays what it is, and an
+    unfinished one is gone on with in the way it was begun.
+    """
+    compiled = {"torch.compile": "inductor"} if backbone.placement.compiled else {}
+    return {name: version(name) for name in VERSIONS} | compiled

@@ -7,7 +7,7 @@ first frame of an animation, the upper eight bits of sixteen. All else is named 
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ from typing import TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from itmfeat.errors import DataError
-from itmfeat_extract.backbones.preprocess import to_rgb
+from itmfeat_extract.backbones.preprocess import ORIENTATION, to_rgb
 from itmfeat_extract.corpus import Corpus
 from itmfeat_extract.corpus.annotations import field, load
 from itmfeat_extract.corpus.base import Opener
@@ -53,6 +53,26 @@ def unreadable(
         draft.write_text(json.dumps({"dataset": digest, "images": found}, indent=1), encoding="utf-8")
         draft.replace(path)
     return {int(row): reason for row, reason in field(load(path), "images", dict, str(path)).items()}
+
+
+def sizes(corpus: Corpus, workers: int, missing: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Heights and widths of all images, upright, by their headers; 1 x 1 for a `missing` one without."""
+
+    def size(row: int) -> tuple[int, int]:
+        try:
+            return decode(corpus, row, _size)
+        except DataError:
+            if row not in missing:
+                raise
+            return 1, 1
+
+    with ThreadPoolExecutor(max(1, workers), "measure") as pool:
+        yield from pool.map(size, range(len(corpus.image_files)))
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _tried(corpus: Corpus, workers: int, progress: Callable[[str, int, int], None]) -> dict[int, str]:

@@ -5,6 +5,7 @@ interrupted and resumed, or made by many processes, has the same bytes as one wr
 """
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from itmfeat.cache import SPLITS, FeatureSpec, holds, write_index
 from itmfeat.cache.journal import Journal
 from itmfeat.errors import Note, silent
-from itmfeat_extract.backbones import ImageBackbone, TextBackbone
+from itmfeat_extract.backbones import ImageBackbone, Ragged, TextBackbone
 from itmfeat_extract.corpus import Corpus
 from itmfeat_extract.filling import Engine, Here, Progress, Work
 from itmfeat_extract.launch import Launch
 from itmfeat_extract.makers import Images, Texts, versions
+from itmfeat_extract.pictures import sizes
 from itmfeat_extract.tokens import TokenPolicy
 
 IMAGE_RANGE, TEXT_RANGE = 64, 2048
@@ -69,24 +71,25 @@ def extract_images(
     count = len(corpus.image_files)
     present = np.ones(count, bool)
     present[list(missing)] = False
+    regions = _regions(corpus, backbone, policy, missing, settings.workers)
     spec = FeatureSpec(
         kind="image",
         backbone=backbone.name,
         dataset=dataset,
-        lengths=np.where(present, policy.regions(backbone), 0).astype(np.int64),
+        lengths=np.where(present, regions, 0),
         dim=backbone.dim,
         pooled_dim=backbone.pooled_dim,
         boxed=policy.boxed(backbone),
         labelled=policy.boxed(backbone),
         tokens=str(policy),
         range_items=IMAGE_RANGE,
-        **_provenance(backbone.fingerprint(), settings),
+        **_provenance(backbone, backbone.fingerprint(), settings),
     )
     if holds(path, spec):
         progress(backbone.name, count, count)
         return path
     if missing:
-        _forget(path, replace(spec, lengths=np.full(count, policy.regions(backbone), np.int64)))
+        _forget(path, replace(spec, lengths=regions))
 
     def names(items: range) -> list[str | None]:
         return [corpus.image_files[item] if present[item] else None for item in items]
@@ -94,6 +97,17 @@ def extract_images(
     maker = Images(backbone, policy, corpus.root, corpus.opener)
     work = Work(path, spec, names, progress, note)
     return work.run(maker, engine or Here(settings.workers), settings.launch)
+
+
+def _regions(
+    corpus: Corpus, backbone: ImageBackbone, policy: TokenPolicy, missing: Collection[int], workers: int
+) -> NDArray[np.int64]:
+    """Vectors of each image (images,), as if none were missing; known before the first forward pass."""
+    regions = np.full(len(corpus.image_files), policy.regions(backbone), np.int64)
+    if policy.kind == "all" and isinstance(backbone, Ragged):
+        for row, size in enumerate(sizes(corpus, workers, missing)):
+            regions[row] = math.prod(backbone.cells(*size))
+    return regions
 
 
 def _forget(path: Path, stopped: FeatureSpec) -> None:
@@ -129,7 +143,7 @@ def extract_texts(
         dim=backbone.dim,
         pooled_dim=backbone.pooled_dim,
         range_items=TEXT_RANGE,
-        **_provenance(fingerprint, settings),
+        **_provenance(backbone, fingerprint, settings),
     )
     if holds(path, spec):
         progress(backbone.name, count, count)
@@ -155,10 +169,12 @@ def tokenized(
     return np.concatenate(parts), np.concatenate(lengths), truncated
 
 
-def _provenance(fingerprint: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def _provenance(
+    backbone: ImageBackbone | TextBackbone, fingerprint: dict[str, Any], settings: Settings
+) -> dict[str, Any]:
     """Where features come from, as the attributes of a feature file."""
     return {
         "dtype": settings.dtype,
         "fingerprint": json.dumps(fingerprint, sort_keys=True),
-        "versions": json.dumps(versions(), sort_keys=True),
+        "versions": json.dumps(versions(backbone), sort_keys=True),
     }

@@ -5,6 +5,7 @@ path. Ray gives a task to another worker when a worker or its machine dies; the 
 makes them. The command logs and seals.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -86,6 +87,8 @@ def make_group(recipe: Recipe, tasks: list[Task]) -> Answer:
     """The task: fill ranges in place and return their checksums. Errors a user can cause are returned."""
     logged: list[tuple[int, Sums]] = []
     try:
+        if recipe.root and not os.path.isdir(recipe.root):
+            raise FileNotFoundError(errno.ENOENT, "no such folder", recipe.root)
         maker = _maker(recipe)
         times = run(tasks, maker, 2, lambda slot, sums: logged.append((slot.index, sums)))
     except ItmfeatError as error:

@@ -64,6 +64,8 @@ class TokenPolicy:
         That is `boxes` (B * R', 4), `scores` and `labels` (B * R') of a detector, and `pooled` (B, P). `topk`
         keeps a detector's queries by falling score; of equal scores the first.
         """
+        if encoded.grids is not None:
+            return self._ragged(encoded.vectors, encoded.grids.tolist()) | _pooled(encoded)
         found = {"features": encoded.vectors}
         if self.kind == "pooled":
             found["features"] = encoded.vectors.mean(1, keepdim=True)
@@ -77,8 +79,17 @@ class TokenPolicy:
                 order = encoded.scores.sort(dim=1, descending=True, stable=True).indices[:, : self.count]
                 rows = torch.arange(len(order), device=order.device).unsqueeze(1)
                 found = {name: values[rows, order] for name, values in found.items()}
-        pooled = {} if encoded.pooled is None else {"pooled": encoded.pooled}
-        return {name: values.flatten(0, 1) for name, values in found.items()} | pooled
+        return {name: values.flatten(0, 1) for name, values in found.items()} | _pooled(encoded)
+
+    def _ragged(self, vectors: Tensor, grids: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Vectors (B, R, D) of pictures with grids of their own -> `features` (sum of R', D)."""
+        parts = [picture[: rows * columns] for picture, (rows, columns) in zip(vectors, grids, strict=True)]
+        if self.kind == "pooled":
+            parts = [part.mean(0, keepdim=True) for part in parts]
+        elif self.kind == "grid":
+            planes = [part.T.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True)]
+            parts = [F.adaptive_avg_pool2d(plane, self.grid).flatten(1).T for plane in planes]
+        return {"features": torch.cat(parts) if parts else vectors.new_empty(0, vectors.shape[2])}
 
     def _best(self, backbone: ImageBackbone) -> int:
         if not backbone.boxed:
@@ -90,3 +101,7 @@ class TokenPolicy:
                 f"--tokens {self} is more than the {backbone.regions} regions of {backbone.name}"
             )
         return self.count
+
+
+def _pooled(encoded: Encoded) -> dict[str, Tensor]:
+    return {} if encoded.pooled is None else {"pooled": encoded.pooled}

@@ -57,6 +57,9 @@ def extract(
     split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
     device: DevicesOption = "auto",
     precision: PrecisionOption = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="By torch.compile: a slow first batch.")
+    ] = False,
     engine: EngineOption = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
     as_json: JsonOption = False,

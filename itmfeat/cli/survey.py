@@ -74,12 +74,15 @@ def backbones(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    print(f"{'name':18} {'kind':6} {'tokens':10} {'COCO':>9}  {'licence':14} source")
+    print(f"{'name':19} {'kind':6} {'tokens':10} {'COCO':>9}  {'licence':14} source")
     for row in rows:
         size = f"{row['coco_bytes'] / 1e9:.1f} GB"
-        start = f"{row['name']:18} {row['kind']:6} {row['tokens']:10} {size:>9}"
+        start = f"{row['name']:19} {row['kind']:6} {row['tokens']:10} {size:>9}"
         print(f"{start}  {row['licence']:14} {row['source']}")
-    print("hf:ID_OR_FOLDER    any transformers vision encoder, detector or text encoder of a known family")
+    print("hf:ID_OR_FOLDER     any transformers vision encoder, detector or text encoder of a known family")
+    print(
+        "timm:NAME           any image encoder of timm, as timm:resnet50.a1_in1k: pip install 'itmfeat[timm]'"
+    )
 
 
 @command(app)

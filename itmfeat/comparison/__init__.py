@@ -63,12 +63,10 @@ def compare(
     sides = sides_of(a, b, all_seeds)
     ranks = ranks_of(sides, cache, device, note)
     refuse_other_queries(ranks)
-    runs, tensors = list(ranks), list(ranks.values())
-    if protocol == "auto":
-        protocol = runs[0].read("results.json")["protocol"]
+    runs, tensors = [*ranks], [*ranks.values()]
+    protocol = protocol if protocol != "auto" else runs[0].read("results.json")["protocol"]
     found = [retrieval.from_tensors(each, protocol) for each in tensors]
-    models = [queries for _, queries in found]
-    weight, group = weights(sides, runs)
+    models, (weight, group) = [queries for _, queries in found], weights(sides, runs)
     metrics = metrics_of(models, weight, group, metric, (resamples, flips, seed))
     result: dict[str, Any] = {
         "a": described(sides[0]),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ def clustered(arguments: list[str], cache: Path, journal: Path, kill_node: bool)
     from ray.cluster_utils import Cluster
 
     size: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
-    try:
+    with chdir("/"):  # machines of a real cluster know nothing of the folder that a command runs in
+        cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
         second = cluster.add_node(**size)
+    try:
         start = time.perf_counter()
         environment = os.environ | {"RAY_ADDRESS": cluster.address}
         command = [*COMMAND, *arguments, "--cache", str(cache), "--engine", "ray"]

@@ -237,6 +237,35 @@ def test_batches_are_halved_until_they_fit() -> None:
         Fitting()(full, ids)
 
 
+def test_batches_grow_again_when_there_is_memory() -> None:
+    sizes, limit = [], 12
+
+    def encode(ids: torch.Tensor) -> Encoded:
+        sizes.append(len(ids))
+        if len(ids) > limit:  # no GPU is here to run out of memory
+            raise torch.OutOfMemoryError
+        return Encoded(ids.float().view(-1, 1, 1), None)
+
+    def batch() -> list[int]:
+        sizes.clear()
+        ids = torch.arange(40)
+        assert torch.equal(fitting(encode, ids).vectors.flatten(), ids.float())
+        return list(sizes)
+
+    fitting = Fitting()
+    assert batch() == [40, 20, 10, 10, 10, 10]
+    assert [batch() for _ in range(3)] == [[10] * 4] * 3
+    assert batch() == [20, *[10] * 4]  # full once more: the next attempt comes after twice as many
+    assert [batch() for _ in range(7)] == [[10] * 4] * 7
+    limit = 30
+    assert batch() == [20, 20]
+    assert [batch() for _ in range(7)] == [[20, 20]] * 7
+    limit = 100
+    assert batch() == [40]
+    assert [batch() for _ in range(30)] == [[40]] * 30
+    assert fitting.step == 40  # never more than a range
+
+
 def test_the_verdict_names_what_was_waited_for() -> None:
     assert Times(10, 6, 1, 1, 1).verdict() == "decode-bound (waited for decoding 60%, forward 35%, disk 5%)"
     assert Times(10, 0, 8, 0, 9).verdict().startswith("disk-bound")

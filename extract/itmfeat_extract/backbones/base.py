@@ -7,7 +7,7 @@ H and W height and width in pixels. Importing this module loads no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,8 @@ class Encoded:
     `vectors` is (B, R, D) for images and (B, L, D) for captions; there the vectors beyond a caption's
     length are meaningless. `pooled` is (B, P), or None where the backbone has no pooled vector. Regions of a
     detector have `boxes` (B, R, 4), x1, y1, x2, y2 as parts of width and height, `scores` (B, R) and `labels`
-    (B, R), the number of the best class.
+    (B, R), the number of the best class. Where each picture has a grid of its own, `grids` (B, 2) are its
+    rows and columns, and vectors beyond these are zero.
     """
 
     vectors: Tensor
@@ -36,6 +37,7 @@ class Encoded:
     boxes: Tensor | None = None
     scores: Tensor | None = None
     labels: Tensor | None = None
+    grids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,14 @@ class ImageBackbone(Protocol):
         """Weights, preprocessing and precision: what decides the values of the features."""
 
 
+@runtime_checkable
+class Ragged(Protocol):
+    """What an image backbone has besides, whose regions follow each picture: `regions` is the most."""
+
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of regions of a picture of so many pixels."""
+
+
 class TextBackbone(Protocol):
     """A frozen text encoder with one vector a token."""
 
@@ -110,6 +120,10 @@ class TextBackbone(Protocol):
     @property
     def pooled_dim(self) -> int:
         """P, or 0 where there is no pooled vector."""
+
+    @property
+    def placement(self) -> Placement:
+        """The device and precision of the forward pass."""
 
     @property
     def max_length(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint
-from itmfeat_extract.backbones.placement import Normaliser, Placement, place, readable
+from itmfeat_extract.backbones.placement import Normaliser, Placement, readable
 from itmfeat_extract.backbones.preprocess import Preprocessing, read
 from itmfeat_extract.backbones.view import View
 
@@ -130,7 +130,7 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1).clamp(0, 1)
 
 
-def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View) -> Detector:
+def load(checkpoint: hub.Checkpoint, placement: Placement, view: View) -> Detector:
     """The detector of a checkpoint."""
     if not view.layers.last:
         raise UsageError(f"{checkpoint.name} gives the queries of its last layer: leave out --layers")
@@ -138,7 +138,7 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
         raise UsageError(
             f"the boxes of {checkpoint.name} are parts of whole pictures: leave out --resize crop"
         )
-    placement, folder = place(device, dtype), checkpoint.folder
+    folder = checkpoint.folder
     family = FAMILIES[checkpoint.model_type]
     preprocessing = read(folder, family.processor).changed(view.image_size, view.resize)
     if preprocessing.crop is not None:
@@ -151,7 +151,7 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
         checkpoint.name,
         checkpoint.fingerprint(),
         placement,
-        model.to(placement.device),
+        placement.ready(model, dynamic=preprocessing.size is None),
         preprocessing,
         Normaliser(preprocessing, placement),
         family,

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from itmfeat.errors import DataError, UsageError, unknown
-from itmfeat_extract.backbones import detectors, hub
+from itmfeat_extract.backbones import detectors, hub, naflex
 from itmfeat_extract.backbones.base import Encoded, Fingerprint
-from itmfeat_extract.backbones.placement import Normaliser, Placement, place, readable
+from itmfeat_extract.backbones.placement import Normaliser, Placement, readable
 from itmfeat_extract.backbones.preprocess import Preprocessing, read
 from itmfeat_extract.backbones.view import Layers, View
 
@@ -142,13 +142,12 @@ class TransformersImage:
         return replace(self, grid=_grid(regions, height, width), dim=dim, pooled_dim=pooled_dim)
 
 
-def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View) -> TransformersImage:
+def load(checkpoint: hub.Checkpoint, placement: Placement, view: View) -> TransformersImage:
     """The vision encoder of a checkpoint, also of one that holds a text encoder beside it."""
-    placement = place(device, dtype)
     folder, model_type = checkpoint.folder, checkpoint.model_type
     family = FAMILIES.get(model_type)
     if family is None:
-        known = [*FAMILIES, *detectors.FAMILIES]
+        known = [*FAMILIES, *detectors.FAMILIES, *naflex.FAMILIES]
         raise unknown(f"image model type (of {checkpoint.name})", model_type, known)
     if family.stride and not view.layers.last:
         raise UsageError(f"{checkpoint.name} has layers of different sizes: leave out --layers")
@@ -165,7 +164,7 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, view: View)
         checkpoint.name,
         checkpoint.fingerprint(),
         placement,
-        model.to(placement.device),
+        placement.ready(model),
         preprocessing,
         Normaliser(preprocessing, placement),
         family.prefix + getattr(model.config, "num_register_tokens", 0),

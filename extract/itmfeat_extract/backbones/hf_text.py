@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from itmfeat.errors import unknown
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint, Reading, Tokenized
-from itmfeat_extract.backbones.placement import Placement, place, readable
+from itmfeat_extract.backbones.placement import Placement, readable
 from itmfeat_extract.backbones.view import Layers
 
 CPU_STEP = 16  # captions that a core computes at once
@@ -39,6 +39,7 @@ class Family:
 BERT = Family("BertModel", with_pooler=False)
 CLIP = Family("CLIPTextModelWithProjection", "text_embeds", "text_projection.weight")
 SIGLIP = Family("SiglipTextModel", "pooler_output", fixed=True, lower=True)
+SIGLIP2 = Family("Siglip2TextModel", "pooler_output", fixed=True, lower=True)
 
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
@@ -51,6 +52,8 @@ FAMILIES: dict[str, Family] = {
     "clip_text_model": CLIP,
     "siglip": SIGLIP,
     "siglip_text_model": SIGLIP,
+    "siglip2": SIGLIP2,
+    "siglip2_text_model": SIGLIP2,
 }
 
 
@@ -174,9 +177,8 @@ class TransformersText:
         return readable((weight @ vectors).squeeze(1))
 
 
-def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, layers: Layers) -> TransformersText:
+def load(checkpoint: hub.Checkpoint, placement: Placement, layers: Layers) -> TransformersText:
     """The text encoder of a checkpoint, also of one that holds a vision encoder beside it."""
-    placement = place(device, dtype)
     folder, model_type = checkpoint.folder, checkpoint.model_type
     family = FAMILIES.get(model_type)
     if family is None:
@@ -191,7 +193,7 @@ def load(checkpoint: hub.Checkpoint, device: str, dtype: str | None, layers: Lay
         checkpoint.fingerprint(),
         hub.digest([folder / file for file in hub.TOKENIZER_FILES if (folder / file).is_file()]),
         placement,
-        model.to(placement.device),
+        placement.ready(model, dynamic=not family.fixed),
         tokenizer,
         family,
         "none" if missing else family.pooled,

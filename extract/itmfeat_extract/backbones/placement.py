@@ -1,8 +1,13 @@
 """Where a forward pass runs and how exactly; pixels in, features out."""
 
+import importlib.util
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +22,27 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Placement:
-    """A device and the precision of the forward pass on it."""
+    """A device, the precision of the forward pass on it, and whether torch.compile makes it."""
 
     device: torch.device
     dtype: torch.dtype
+    compiled: bool = False
 
     @property
     def dtype_name(self) -> str:
         """As in a fingerprint: `float32`, not `torch.float32`."""
         return str(self.dtype).removeprefix("torch.")
+
+    def ready(self, model: Any, dynamic: bool = False) -> Any:
+        """A module, moved here; what is to be compiled is so at its first batch, which takes that long.
+
+        A shape of inputs is a kernel of its own, so that values do not depend on what came before; where
+        shapes are many, `dynamic` makes one for all.
+        """
+        model = model.to(self.device)
+        if self.compiled:
+            model.compile(dynamic=dynamic)
+        return model
 
     def encode(self, forward: Callable[..., Encoded], cpu_step: int, *batch: Tensor) -> Encoded:
         """`forward` of tensors (B, ...): on a CPU in parts of `cpu_step` items, elsewhere at once."""
@@ -42,8 +59,10 @@ class Placement:
         return context
 
 
-def place(device: str, dtype: str | None) -> Placement:
+def place(device: str, dtype: str | None, compiled: bool = False) -> Placement:
     """`auto` takes the fastest device there is; the default precision is float32, on CUDA float16.
+
+    `compiled` where something is there to compile with.
 
     `cudnn.benchmark` stays off: it picks kernels by a race, so an extraction that was interrupted would go
     on with other roundings.
@@ -55,7 +74,17 @@ def place(device: str, dtype: str | None) -> Placement:
         raise unknown("precision", dtype, list(DTYPES))
     if target.type == "cpu" and dtype == "float16":
         raise UsageError("float16 forward passes need a GPU: on the CPU take bfloat16 or float32")
-    return Placement(target, DTYPES[dtype])
+    return Placement(target, DTYPES[dtype], compiled and not no_compiler(target))
+
+
+def no_compiler(device: torch.device) -> str:
+    """Why torch.compile has nothing to work with; empty where it has."""
+    if device.type == "cpu":
+        name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        return "" if shutil.which(name) else f"there is no compiler {name} here"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return ""
 
 
 def _fastest() -> str:

@@ -5,6 +5,7 @@ between the workers and the device. What stands in a checkpoint's `preprocessor_
 here instead, and followed to the pixel. Subtracting the mean happens on the device (`placement.Normaliser`).
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": HALF,
         "image_std": HALF,
     },
+    "Siglip2": {
+        "size": {},  # follows the picture
+        "patch_size": 16,
+        "max_num_patches": 256,
+        "resample": 2,
+        "image_mean": HALF,
+        "image_std": HALF,
+    },
     # transformers has this one for torchvision alone, which resizes after the division by 255: no rounding.
     "DINOv3ViT": {
         "size": {"height": 224, "width": 224},
@@ -94,12 +103,15 @@ class Preprocessing:
     std: tuple[float, float, float]
     rescale: float = 1 / 255
     longest: int | None = None  # the shortest edge gets smaller where the longest would exceed this
+    patches: tuple[int, int] | None = None  # a patch's edge, and the most patches: then `resize` is unused
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of what comes out; None where they depend on the picture."""
         if self.crop is not None:
             return self.crop
+        if self.patches is not None:
+            return None
         return None if isinstance(self.resize, int) else self.resize
 
     def changed(self, image_size: int | None, resize: str | None) -> "Preprocessing":
@@ -110,6 +122,8 @@ class Preprocessing:
             raise UsageError(f"the image size must be 1 to 4096 pixels, not {image_size}")
         if image_size is None and resize is None:
             return self
+        if self.patches is not None:
+            return self._repatched(self.patches[0], image_size, resize)
         if self.longest is not None and isinstance(self.resize, int):
             return self._rescaled(self.resize, self.longest, image_size or self.resize, resize)
         assert self.size is not None
@@ -128,9 +142,18 @@ class Preprocessing:
             return replace(self, resize=(size, size), longest=None)
         return replace(self, resize=size, longest=round(longest * size / shortest))
 
+    def _repatched(self, edge: int, size: int | None, resize: str | None) -> "Preprocessing":
+        if resize is not None or size is None:
+            raise UsageError("this model takes pictures in their own proportions: leave out --resize")
+        if size < edge:
+            raise UsageError(f"a patch has {edge} pixels an edge: take a larger --image-size than {size}")
+        return replace(self, patches=(edge, (size // edge) ** 2))
+
     @property
     def way(self) -> str:
-        """`squash` to the size, `crop` the centre, or keep the proportions between two `edges`."""
+        """`squash` to the size, `crop` the centre, or keep the proportions: by `edges` or `patches`."""
+        if self.patches is not None:
+            return "patches"
         if not isinstance(self.resize, int):
             return "squash"
         return "crop" if self.longest is None else "edges"
@@ -138,7 +161,7 @@ class Preprocessing:
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Any picture -> pixels (H, W, 3)."""
         image = to_rgb(image)
-        height, width = self._resized(image.height, image.width)
+        height, width = self.resized(image.height, image.width)
         if (image.width, image.height) != (width, height):
             image = image.resize((width, height), self.resample)
         if self.crop is not None and (height, width) != self.crop:
@@ -148,6 +171,7 @@ class Preprocessing:
     def fingerprint(self) -> Fingerprint:
         """Every number that decides a pixel's value."""
         edges: Any = self.resize if self.longest is None else (self.resize, self.longest)
+        edges = self.patches or edges
         size: Fingerprint = {"size": list(self.size)} if self.size else {}
         return {
             "resize": self.way,
@@ -159,7 +183,10 @@ class Preprocessing:
             "std": list(self.std),
         }
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width before the crop of an upright picture of that size."""
+        if self.patches is not None:
+            return _whole_patches(height, width, *self.patches)
         if not isinstance(self.resize, int):
             return self.resize
         shortest, ratio = float(self.resize), max(height, width) / min(height, width)
@@ -169,6 +196,24 @@ class Preprocessing:
             return height, width
         longest = int(shortest * max(height, width) / min(height, width))
         return (longest, round(shortest)) if width <= height else (round(shortest), longest)
+
+
+def _whole_patches(height: int, width: int, edge: int, most: int) -> tuple[int, int]:
+    """The largest size of about these proportions that is made of whole patches, at most so many.
+
+    The scale is found by halving an interval, whose ends and width are those of transformers for
+    SigLIP 2: another way would differ where rounding decides.
+    """
+
+    def patches(scale: float) -> tuple[int, int]:
+        return max(1, math.ceil(height * scale / edge)), max(1, math.ceil(width * scale / edge))
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(patches(middle)) <= most else (low, middle)
+    rows, columns = patches(low)
+    return rows * edge, columns * edge
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -219,7 +264,8 @@ def _preprocessing(config: dict[str, Any], default: dict[str, int]) -> Preproces
     by_edge, detects = "shortest_edge" in default, "longest_edge" in default
     if not config.get("do_resize", True) or (config.get("do_pad", False) and not detects):
         raise ValueError("it does not resize, or pads")
-    size = config["size"]
+    patches = (int(config["patch_size"]), int(config["max_num_patches"])) if not default else None
+    size = config["size"] if default else {"height": 0, "width": 0}
     if isinstance(size, int):
         size = {"shortest_edge": size} if by_edge else {"height": size, "width": size}
     crop = _height_width(config["crop_size"]) if config.get("do_center_crop") else None
@@ -244,6 +290,7 @@ def _preprocessing(config: dict[str, Any], default: dict[str, int]) -> Preproces
         _triple(std),
         config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
         longest,
+        patches,
     )
 
 

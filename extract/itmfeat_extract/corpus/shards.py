@@ -72,7 +72,7 @@ def read_webdataset(root: Path, fractions: SplitFractions | None = None) -> Corp
         source=source,
         folders=("",),
         fractions=fractions,
-        opener=Members(root, shards, places),
+        opener=Members(root.absolute(), shards, places),  # another machine stands in another folder
     )
 
 

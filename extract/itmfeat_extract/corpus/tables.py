@@ -60,7 +60,8 @@ def read_tables(name: str, root: Path, files: _Files, fractions: SplitFractions 
     (picture,) = pictures
     source = files[0][0].name if len(files) == 1 else f"{len(files)} tables"
     records = (record for file, split in files for record in _records(root, file, split, picture))
-    opener = Pictures(root, picture) if picture else None
+    # Absolute: another machine stands in another folder.
+    opener = Pictures(root.absolute(), picture) if picture else None
     rows = grouped(records, source)
     folders = ("", "images", "Images")
     return assemble(name, root, rows, source=source, folders=folders, fractions=fractions, opener=opener)
