@@ -2,8 +2,9 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -44,6 +45,11 @@ class Meter:
     def steps(self, done: int, total: int, line: str) -> None:
         """Training steps, with a line about the last epoch."""
         self._update("train", done, total, line)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """The steps of each stack of a sweep."""
+        if event["event"] == "step":
+            self._update(f"stack {event['stack']}", event["done"], event["total"], "")
 
     def _update(self, what: str, done: int, total: int, line: str) -> None:
         now = time.monotonic()

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from itmfeat.cli import features, hub, noise, runs, subsets, survey
+from itmfeat.cli import features, hub, noise, runs, subsets, survey, sweep
 from itmfeat.cli.shell import app
 
-__all__ = ["app", "features", "hub", "main", "noise", "runs", "subsets", "survey"]
+__all__ = ["app", "features", "hub", "main", "noise", "runs", "subsets", "survey", "sweep"]
 
 
 @app.callback(invoke_without_command=True)

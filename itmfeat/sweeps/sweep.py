@@ -1,0 +1,183 @@
+"""A sweep from its specification to its run folders."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
+from itmfeat.sweeps.expand import settings
+from itmfeat.sweeps.plan import Plan, described, make_plan
+from itmfeat.sweeps.spec import read_spec
+from itmfeat.sweeps.work import Event, Job, Tell, do
+from itmfeat.training import choose_device
+
+ENGINES = ("local",)
+
+Executor = Callable[[list[Job], Tell, Note], None]
+"""Does all jobs and tells of them; its return means that nothing more will happen."""
+
+
+@dataclass
+class Site:
+    """Where and how the stacks of a sweep train."""
+
+    device: str = "auto"
+    resident: str = "auto"
+    verify: bool = False
+    width: int | None = None  # nets of a stack at most; None: by memory, at most 32
+    workers: int = 1  # stacks at the same time
+    engine: str = "local"
+    stack: tuple[int, int] | None = None  # only this one, of so many
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, list(ENGINES))
+        if self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        choose_device(self.device)
+
+    def jobs(self, plan: Plan) -> list[Job]:
+        """The stacks of a plan as executors take them."""
+        numbered = list(enumerate(plan.stacks, 1))
+        if self.stack is not None:
+            number, count = self.stack
+            if count != len(numbered):
+                raise UsageError(
+                    f"the plan has {len(numbered)} stacks, not {count}: the grids or the cache changed since "
+                    "the commands were printed; print them again"
+                )
+            numbered = [numbered[number - 1]]
+        return [
+            Job(
+                number,
+                [setting.config for setting in stack.settings],
+                stack.cache,
+                plan.runs,
+                self.device,
+                self.resident,
+                self.verify,
+            )
+            for number, stack in numbered
+        ]
+
+
+def plan_sweep(
+    spec: str | Path | None = None,
+    *,
+    runs: str | Path | None = None,
+    yes: bool = False,
+    site: Site | None = None,
+    **grid: Any,
+) -> Plan:
+    """What `sweep` would train, without touching anything; the parameters are the same."""
+    site = site or Site()
+    asked = read_spec(None if spec is None else Path(spec), grid, None if runs is None else Path(runs))
+    if any(part.ranges for part in asked.grids):
+        place = next(value.place for part in asked.grids for value in part.ranges.values())
+        raise UsageError(f"{place}: ranges are for a search, --search optuna; list values for a grid")
+    return make_plan(
+        settings(asked, yes=yes),
+        asked.runs,
+        choose_device(site.device),
+        width=site.width,
+        at_once=site.workers,
+        everything=site.stack is not None,
+    )
+
+
+def here(jobs: list[Job], tell: Tell, note: Note) -> None:
+    """The executor that needs nothing: one stack after another in this process."""
+    for job in jobs:
+        do(job, tell, note)
+
+
+@dataclass
+class Tally:
+    """How the settings ended, kept beside what else is told."""
+
+    tell: Tell
+    ended: dict[str, Event] = field(default_factory=dict)
+
+    def __call__(self, event: Event) -> None:
+        """Keep how a setting ended, and pass on everything."""
+        if event["event"] in ("finished", "diverged", "failed"):
+            self.ended[event["run"]] = event
+        self.tell(event)
+
+    def count(self) -> dict[str, int]:
+        """Settings by how they ended."""
+        found = Counter(event["event"] for event in self.ended.values())
+        return {kind: found[kind] for kind in ("finished", "diverged", "failed")}
+
+    def error(self, runs: Path) -> ItmfeatError | None:
+        """One sentence that names what has no result."""
+        diverged = [name for name, event in self.ended.items() if event["event"] == "diverged"]
+        failed = [name for name, event in self.ended.items() if event["event"] == "failed"]
+        parts = []
+        if diverged:
+            parts.append(
+                f"{_named(diverged)} diverged: the loss is no number any more; try a lower learning rate"
+            )
+        if failed:
+            parts.append(f"{_named(failed)} failed: {self.ended[failed[0]]['reason']}")
+        return ItmfeatError(f"{'; '.join(parts)} (in {runs})") if parts else None
+
+
+def _named(names: list[str]) -> str:
+    first, more = names[0], len(names) - 1
+    return first if not more else f"{first} and {more} more"
+
+
+def run_plan(
+    plan: Plan, site: Site | None = None, tell: Tell = lambda event: None, note: Note = silent
+) -> list[Path]:
+    """Train a plan; returns the folders of all its settings in the order of the grids.
+
+    An ItmfeatError names the settings that diverged or failed, after all others are finished.
+    """
+    site = site or Site()
+    began = time.monotonic()
+    tally = Tally(tell)
+    jobs = site.jobs(plan)
+    tell({"event": "planned", **described(plan)})
+    for name in plan.diverged if site.stack is None else ():
+        tally({"event": "diverged", "run": name, "epoch": None})
+    executor(site)(jobs, tally, note)
+    tell({"event": "done", **tally.count(), "seconds": round(time.monotonic() - began, 1)})
+    if error := tally.error(plan.runs):
+        raise error
+    return plan.folders()
+
+
+def executor(site: Site) -> Executor:
+    """What trains the stacks."""
+    return here
+
+
+def sweep(
+    spec: str | Path | None = None,
+    *,
+    runs: str | Path | None = None,
+    yes: bool = False,
+    device: str = "auto",
+    resident: str = "auto",
+    verify: bool = False,
+    width: int | None = None,
+    workers: int = 1,
+    engine: str = "local",
+    tell: Tell = lambda event: None,
+    note: Note = silent,
+    **grid: Any,
+) -> list[Path]:
+    """Train a table of runs, as many side by side as fit, and return their folders.
+
+    `spec` is a YAML file; `grid` holds the same keys, each one value or several, and takes the place of what
+    the file says: `sweep(loss=["triplet", "snll+ncr"], noise=[0, 0.4], seed=range(3), cache="caches/x")`, or
+    `**{"loss.margin": [0.1, 0.2]}`. Finished runs are kept, unfinished ones go on. `tell` gets the events of
+    `itmfeat sweep --json`, and "step" besides.
+    """
+    site = Site(device, resident, verify, width, workers, engine)
+    return run_plan(plan_sweep(spec, runs=runs, yes=yes, site=site, **grid), site, tell, note)
