@@ -144,7 +144,7 @@ def demo(
 
     Draw a dataset, extract it, train two losses at two noise ratios, evaluate, print the table.
     """
-    from itmfeat.console import Meter, note
+    from itmfeat.console import Board, Meter, note
     from itmfeat.report import collect, tabulate
     from itmfeat.sweeps import sweep
     from itmfeat_extract.extraction import IMAGE_DEFAULT, TEXT_DEFAULT
@@ -154,7 +154,7 @@ def demo(
     with Meter() as meter:
         run_extraction("demo", root, cache, progress=meter.count, note=note)
     note("demo: 2/3 train two losses at two noise ratios, all four in one pass over the features")
-    with Meter() as meter:
+    with Board() as board:
         paths = sweep(
             loss=["triplet", "snll"],
             noise=[0.0, 0.4],
@@ -162,7 +162,7 @@ def demo(
             image_backbone=IMAGE_DEFAULT,
             text_backbone=TEXT_DEFAULT,
             runs=runs,
-            tell=meter.event,
+            tell=board.tell,
         )
     note("demo: 3/3 the table (test split, best validation epoch)")
     _print_tables(tabulate(collect(paths).runs))

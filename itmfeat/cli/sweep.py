@@ -1,6 +1,7 @@
 """The command for tables of runs: grids, plan, executors."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,9 @@ StackOption = Annotated[
     str | None, typer.Option(help="Only stack i of n, as --print-commands writes it: 3/12.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what it would take.")]
+CommandsOption = Annotated[
+    bool, typer.Option("--print-commands", help="Print a command for each stack; train nothing.")
+]
 WorkersOption = Annotated[int, typer.Option(help="Stacks that train at the same time.")]
 WidthOption = Annotated[int | None, typer.Option(help="Nets in a stack; what memory allows, up to 32.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="More than 10,000 settings are meant.")]
@@ -66,6 +70,7 @@ def sweep(
     verify: VerifyOption = False,
     yes: YesOption = False,
     dry_run: DryRunOption = False,
+    print_commands: CommandsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a table of runs: losses x noise ratios x seeds, as many side by side as fit.
@@ -83,8 +88,11 @@ def sweep(
     }
     grid |= split_overrides(overrides or [])
     site = Site(device, resident, verify, width, workers, stack=_part(stack))
-    plan = plan_sweep(spec, runs=runs, yes=yes, site=site, **grid)
-    if dry_run:
+    fixed = print_commands or stack is not None
+    plan = plan_sweep(spec, runs=runs, yes=yes, site=site, everything=fixed, **grid)
+    if print_commands:
+        _print_commands(plan, asked)
+    elif dry_run:
         _print_plan(plan, site, as_json)
     else:
         _run(plan, site, as_json)
@@ -161,18 +169,35 @@ def _clock(seconds: float) -> str:
 
 
 def _run(plan: Any, site: Any, as_json: bool) -> None:
+    """Train a plan under the eyes of the user, or of a program."""
     import json
 
-    from itmfeat.console import Meter, note
+    from itmfeat.console import Board, note
     from itmfeat.sweeps.sweep import run_plan
 
     def tell(event: dict[str, Any]) -> None:
-        meter.event(event)
+        board.tell(event)
         if as_json and event["event"] != "step":
             print(json.dumps(event), flush=True)
 
     note(_counts(plan))
-    with Meter() as meter:
+    with Board() as board:
         folders = run_plan(plan, site, tell, note)
     if not as_json:
         print("\n".join(map(str, folders)))
+
+
+def _print_commands(plan: Any, asked: dict[str, Any]) -> None:
+    """A line for each stack, for shells and job arrays."""
+    from itmfeat.console import note
+
+    words = ["itmfeat", "sweep", *([str(asked["spec"])] if asked["spec"] else [])]
+    for key in (*_AXES, "runs", "device", "resident"):
+        if asked[key] not in (None, "auto"):
+            words += [f"--{key.replace('_', '-')}", str(asked[key])]
+    for text in asked["overrides"] or []:
+        words += ["--set", text]
+    words += [f"--{key}" for key in ("verify", "yes") if asked[key]]
+    line, count = f"{shlex.join(words)} --width {plan.width} --stack", len(plan.stacks)
+    print("\n".join(f"{line} {number}/{count}" for number in range(1, count + 1)))
+    note(f"in a Slurm array (--array=1-{count}): {line} $SLURM_ARRAY_TASK_ID/{count}")

@@ -14,7 +14,7 @@ from itmfeat.training import Trainer, choose_device, keep_freed_memory
 WARM, STEPS = 2, 5
 
 
-def estimate(plan: Plan, device: str = "auto", at_once: int = 1) -> float:
+def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float:
     """Seconds that the training steps of all stacks will take; validation and tests come on top.
 
     Stacks of the same kind differ by their width alone, so one of each kind is tried. Epochs that are done
@@ -31,7 +31,7 @@ def estimate(plan: Plan, device: str = "auto", at_once: int = 1) -> float:
         if kind not in seconds:
             seconds[kind] = _probe(stack, where) / stack.nets
         total += seconds[kind] * stack.nets
-    return total / min(at_once, max(1, len(plan.stacks)))
+    return total / min(workers, max(1, len(plan.stacks)))
 
 
 def _probe(stack: Stack, device: torch.device) -> float:

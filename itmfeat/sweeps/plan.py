@@ -48,7 +48,8 @@ class Plan:
     runs: Path
     finished: list[str]  # names of settings that need nothing more
     diverged: list[str]  # names of settings that ended without a result in an earlier attempt
-    free: int  # bytes that stacks may take, all together
+    free: int  # bytes that stacks may take on a device
+    width: int  # nets of a stack at most
 
     def folders(self) -> list[Path]:
         """The run folders of all settings, in the order of the grids."""
@@ -69,30 +70,35 @@ def make_plan(
     device: torch.device,
     *,
     width: int | None = None,
-    at_once: int = 1,
+    workers: int = 1,
+    devices: int = 1,
     everything: bool = False,
 ) -> Plan:
-    """Form stacks of at most `width` nets, of which `at_once` train at the same time.
+    """Form stacks of at most `width` nets, of which `workers` train at a time on so many equal devices.
 
-    Settings that cannot be stacked are kept apart, and so are those that go on from different epochs. The
-    memory of the device bounds the width, and 32 nets if none is given. With `everything` finished settings
-    are planned like others, so that the stacks depend on the settings and `width` alone.
+    Settings that cannot be stacked are kept apart, and so are those that go on from different epochs. Without
+    a `width` it is what the memory of the device takes, up to 32. With `everything` finished settings are
+    planned like others, so that the stacks depend on the settings and the width alone.
     """
     if width is not None and width < 1:
         raise UsageError(f"--width must be at least 1, not {width}")
     states = {setting.config.name: state(Run(runs / setting.config.name)) for setting in settings}
     left = [s for s in settings if everything or states[s.config.name] == "open"]
+    groups = _alike(left, {s.config.name: set() if everything else _checkpoints(runs, s) for s in left})
     free = free_on(device)
-    share = -(-sum(nets(setting.config) for setting in left) // at_once)
-    widest = width or max(1, min(WIDEST, share))
-    stacks = []
-    epochs = {s.config.name: set[int]() if everything else _checkpoints(runs, s) for s in left}
-    for group in _alike(left, epochs):
-        room = None if everything else free // at_once - features_bytes(group[0])
-        stacks += _cut(sorted(group, key=_place), widest, room)
-    finished = [name for name, found in states.items() if found == "finished"]
-    diverged = [name for name, found in states.items() if found == "diverged"]
-    return Plan(settings, stacks, runs, finished, diverged, free)
+    if width is None:
+        share = -(-sum(nets(setting.config) for setting in left) // workers)
+        room = free // -(-workers // devices)
+        width = min([WIDEST, max(1, share), *(_fitting(group, room) for group in groups)])
+    return Plan(
+        settings,
+        [stack for group in groups for stack in _cut(sorted(group, key=_place), width)],
+        runs,
+        [name for name, found in states.items() if found == "finished"],
+        [name for name, found in states.items() if found == "diverged"],
+        free,
+        width,
+    )
 
 
 def _checkpoints(runs: Path, setting: Setting) -> set[int]:
@@ -129,28 +135,33 @@ def _alike(settings: Iterable[Setting], epochs: Mapping[str, set[int]]) -> list[
     return [group for kind in groups.values() for _, group in kind]
 
 
-def _cut(settings: list[Setting], widest: int, room: int | None) -> list[Stack]:
-    """Equally wide stacks of neighbours; `room` is for their runs, None if it does not matter."""
+def _fitting(group: list[Setting], room: int) -> int:
+    """Nets that fit into so many bytes beside their features, if all are as large as the largest."""
+    base = features_bytes(group[0])
+    largest = max(group, key=lambda setting: run_bytes(setting) / nets(setting.config))
+    size = run_bytes(largest)
+    if base + size > room:
+        raise ItmfeatError(
+            f"{largest.config.name} takes about {gigabytes(base + size)} and there are {gigabytes(room)}: "
+            "try a smaller --batch-size or head.dim, fewer --workers, or --width 1 to train it nevertheless"
+        )
+    return (room - base) * nets(largest.config) // size
+
+
+def _cut(settings: list[Setting], width: int) -> list[Stack]:
+    """Stacks of neighbours, about equally wide; a run of two nets is never cut."""
     total = sum(nets(setting.config) for setting in settings)
-    fair = -(-total // -(-total // widest))  # nets a stack, if all are equally wide
-    size = {setting.config.name: run_bytes(setting) for setting in settings}
-    base = features_bytes(settings[0])
+    fair = -(-total // -(-total // width))  # nets of a stack, if all are equally wide
     parts: list[list[Setting]] = []
-    wide = taken = 0
+    wide = fair
     for setting in settings:
-        own = size[setting.config.name]
-        if room is not None and own > room:
-            raise ItmfeatError(
-                f"{setting.config.name} takes about {gigabytes(base + own)}, more than is free; "
-                "try a smaller --batch-size or head.dim, or fewer --workers"
-            )
-        full = wide + nets(setting.config) > fair or (room is not None and taken + own > room)
-        if not parts or full:
+        if not parts or wide + nets(setting.config) > fair:
             parts.append([])
-            wide = taken = 0
+            wide = 0
         parts[-1].append(setting)
-        wide, taken = wide + nets(setting.config), taken + own
-    return [Stack(part, base + sum(size[setting.config.name] for setting in part)) for part in parts]
+        wide += nets(setting.config)
+    base = features_bytes(settings[0])
+    return [Stack(part, base + sum(map(run_bytes, part))) for part in parts]
 
 
 def gigabytes(size: float) -> str:
@@ -166,6 +177,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "diverged": plan.diverged,
         "runs": str(plan.runs),
         "free_bytes": plan.free,
+        "width": plan.width,
         "stacks": [
             {
                 "stack": place,

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
 from itmfeat.sweeps.expand import settings
 from itmfeat.sweeps.plan import Plan, described, make_plan
+from itmfeat.sweeps.processes import Processes
 from itmfeat.sweeps.spec import read_spec
 from itmfeat.sweeps.work import Event, Job, Tell, do
 from itmfeat.training import choose_device
@@ -38,6 +41,12 @@ class Site:
         if self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
         choose_device(self.device)
+
+    @property
+    def devices(self) -> list[str]:
+        """What processes take in turns: all GPUs, unless one is named."""
+        gpus = torch.cuda.device_count() if self.device in ("auto", "cuda") else 0
+        return [f"cuda:{place}" for place in range(gpus)] or [self.device]
 
     def jobs(self, plan: Plan) -> list[Job]:
         """The stacks of a plan as executors take them."""
@@ -70,9 +79,13 @@ def plan_sweep(
     runs: str | Path | None = None,
     yes: bool = False,
     site: Site | None = None,
+    everything: bool = False,
     **grid: Any,
 ) -> Plan:
-    """What `sweep` would train, without touching anything; the parameters are the same."""
+    """What `sweep` would train, without touching anything; the parameters are the same.
+
+    `everything` is that of `make_plan`.
+    """
     site = site or Site()
     asked = read_spec(None if spec is None else Path(spec), grid, None if runs is None else Path(runs))
     if any(part.ranges for part in asked.grids):
@@ -83,8 +96,9 @@ def plan_sweep(
         asked.runs,
         choose_device(site.device),
         width=site.width,
-        at_once=site.workers,
-        everything=site.stack is not None,
+        workers=site.workers,
+        devices=len(site.devices),
+        everything=everything,
     )
 
 
@@ -154,7 +168,7 @@ def run_plan(
 
 def executor(site: Site) -> Executor:
     """What trains the stacks."""
-    return here
+    return here if site.workers == 1 else Processes(site.workers, site.devices)
 
 
 def sweep(

@@ -1,5 +1,6 @@
 """A stack at work: the call that every executor makes, in this process or another."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from itmfeat.errors import ItmfeatError, Note, silent
 from itmfeat.runs import Run
 from itmfeat.sweeps.plan import state
 from itmfeat.training import train_stack
+
+EVERY = 0.2  # seconds between two events about steps
 
 Event = dict[str, Any]
 Tell = Callable[[Event], None]
@@ -41,11 +44,15 @@ def do(job: Job, tell: Tell, note: Note = silent) -> None:
 
     Errors that users can cause are told as "failed", so that other stacks go on.
     """
+
+    def told(text: str) -> None:
+        note(f"stack {job.number}: {text}")
+
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     configs = job.open()
     tell({"event": "started", "stack": job.number, "runs": [config.name for config in configs]})
-    reason = _train(job, configs, tell, note) if configs else ""
+    reason = _train(job, configs, tell, told) if configs else ""
     for event in ended(job, reason):
         tell(event)
 
@@ -67,7 +74,7 @@ def _train(job: Job, configs: list[RunConfig], tell: Tell, note: Note) -> str:
     except torch.OutOfMemoryError:
         if len(configs) == 1:
             return "the memory of the GPU is too small; try a smaller --batch-size"
-        note(f"stack {job.number} does not fit into the GPU's memory, its halves follow each other")
+        note("it does not fit into the GPU's memory, its halves follow each other")
         torch.cuda.empty_cache()
         middle = len(configs) // 2
         reasons = [_train(job, part, tell, note) for part in (configs[:middle], configs[middle:])]
@@ -84,14 +91,17 @@ class Epochs:
 
     def __init__(self, job: Job, configs: list[RunConfig], tell: Tell) -> None:
         self._job, self._configs, self._tell = job, configs, tell
-        self._told, self._line = 0, ""
+        self._told, self._line, self._said = 0, "", 0.0
 
     def step(self, done: int, total: int, line: str) -> None:
         """The progress callback of training; `line` changes when an epoch is over."""
         if line != self._line:
             self._line = line
             self.look()
-        self._tell({"event": "step", "stack": self._job.number, "done": done, "total": total})
+        now = time.monotonic()
+        if now - self._said > EVERY or done == total:
+            self._said = now
+            self._tell({"event": "step", "stack": self._job.number, "done": done, "total": total})
 
     def look(self) -> None:
         """Read what the run folders have logged since the last time."""
