@@ -1,8 +1,10 @@
 """The command for tables of runs: grids, plan, executors."""
 
+import json
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,17 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan an
 CommandsOption = Annotated[
     bool, typer.Option("--print-commands", help="Print a command for each stack; train nothing.")
 ]
-WorkersOption = Annotated[int, typer.Option(help="Stacks that train at the same time.")]
+SearchOption = Annotated[str | None, typer.Option(help="optuna: search the ranges of the file.")]
+TrialsOption = Annotated[int, typer.Option(help="Trials of a search.")]
+SearchSeedOption = Annotated[int, typer.Option(help="Seed of a search.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Stacks that train at the same time, a process each.")
+]
+EngineOption = Annotated[str, typer.Option(help="local, or ray: on the machines of a Ray cluster.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS or the local one.")
+]
+GpusOption = Annotated[float | None, typer.Option(help="With Ray, GPUs that a stack takes, as 0.5; else 1.")]
 WidthOption = Annotated[int | None, typer.Option(help="Nets in a stack; what memory allows, up to 32.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="More than 10,000 settings are meant.")]
 SetOption = Annotated[
@@ -63,12 +75,18 @@ def sweep(
     overrides: SetOption = None,
     runs: RunsOption = None,
     width: WidthOption = None,
-    workers: WorkersOption = 1,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    gpus: GpusOption = None,
     stack: StackOption = None,
     device: DeviceOption = "auto",
     resident: ResidentOption = "auto",
     verify: VerifyOption = False,
     yes: YesOption = False,
+    search: SearchOption = None,
+    trials: TrialsOption = 40,
+    search_seed: SearchSeedOption = 0,
     dry_run: DryRunOption = False,
     print_commands: CommandsOption = False,
     as_json: JsonOption = False,
@@ -87,7 +105,11 @@ def sweep(
         key: split_flag(f"--{key.replace('_', '-')}", asked[key]) for key in _AXES if asked[key] is not None
     }
     grid |= split_overrides(overrides or [])
-    site = Site(device, resident, verify, width, workers, stack=_part(stack))
+    site = Site(device, resident, verify, width, workers, engine, address, gpus, _part(stack))
+    if search is not None:
+        grid |= {"spec": spec, "trials": trials, "search_seed": search_seed, "runs": runs, "site": site}
+        _search(search, as_json, **grid)
+        return
     fixed = print_commands or stack is not None
     plan = plan_sweep(spec, runs=runs, yes=yes, site=site, everything=fixed, **grid)
     if print_commands:
@@ -113,7 +135,7 @@ def _print_plan(plan: Any, site: Any, as_json: bool) -> None:
     from itmfeat.sweeps.estimate import estimate
     from itmfeat.sweeps.plan import described
 
-    seconds = estimate(plan, site.device, site.workers)
+    seconds = estimate(plan, site.device, site.at_once)
     if as_json:
         print_json(described(plan) | {"step_seconds": seconds})
         return
@@ -168,21 +190,44 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _run(plan: Any, site: Any, as_json: bool) -> None:
-    """Train a plan under the eyes of the user, or of a program."""
-    import json
-
-    from itmfeat.console import Board, note
-    from itmfeat.sweeps.sweep import run_plan
+def _told(board: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """Events for the user, and as lines of JSON for a program."""
 
     def tell(event: dict[str, Any]) -> None:
         board.tell(event)
         if as_json and event["event"] != "step":
-            print(json.dumps(event), flush=True)
+            print(json.dumps(event, default=str), flush=True)
+
+    return tell
+
+
+def _search(brain: str, as_json: bool, **asked: Any) -> None:
+    """Search, and print the best trial."""
+    from itmfeat.console import Board, note
+    from itmfeat.errors import unknown
+    from itmfeat.sweeps.sweep import search
+
+    if brain != "optuna":
+        raise unknown("--search", brain, ["optuna"])
+    with Board() as board:
+        best = search(**asked, tell=_told(board, as_json), note=note)
+    if as_json:
+        print(json.dumps({"event": "best", **vars(best)}, default=str), flush=True)
+        return
+    diverged = f", {best.diverged} diverged" if best.diverged else ""
+    print(f"trial {best.number} is the best of {best.trials}{diverged}: val rSum {best.val_rsum:.1f}")
+    print("\n".join(f"{key}: {value}" for key, value in best.values.items()))
+    print("\n".join(map(str, best.runs)))
+
+
+def _run(plan: Any, site: Any, as_json: bool) -> None:
+    """Train a plan under the eyes of the user, or of a program."""
+    from itmfeat.console import Board, note
+    from itmfeat.sweeps.sweep import run_plan
 
     note(_counts(plan))
     with Board() as board:
-        folders = run_plan(plan, site, tell, note)
+        folders = run_plan(plan, site, _told(board, as_json), note)
     if not as_json:
         print("\n".join(map(str, folders)))
 

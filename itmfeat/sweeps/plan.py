@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from itmfeat.errors import ItmfeatError, UsageError
 from itmfeat.runs import Run
 from itmfeat.sweeps.expand import Setting
-from itmfeat.sweeps.memory import features_bytes, free_on, nets, run_bytes
+from itmfeat.sweeps.memory import features_bytes, nets, run_bytes
 
 WIDEST = 32  # nets: wider stacks gain little more, and a checkpoint comes later
 
@@ -48,7 +46,7 @@ class Plan:
     runs: Path
     finished: list[str]  # names of settings that need nothing more
     diverged: list[str]  # names of settings that ended without a result in an earlier attempt
-    free: int  # bytes that stacks may take on a device
+    room: int | None  # bytes that a stack may take
     width: int  # nets of a stack at most
 
     def folders(self) -> list[Path]:
@@ -67,36 +65,34 @@ def state(run: Run) -> str:
 def make_plan(
     settings: list[Setting],
     runs: Path,
-    device: torch.device,
+    room: int | None,
     *,
     width: int | None = None,
     workers: int = 1,
-    devices: int = 1,
     everything: bool = False,
 ) -> Plan:
-    """Form stacks of at most `width` nets, of which `workers` train at a time on so many equal devices.
+    """Form stacks of at most `width` nets, of which `workers` train at a time, each in `room` bytes.
 
     Settings that cannot be stacked are kept apart, and so are those that go on from different epochs. Without
-    a `width` it is what the memory of the device takes, up to 32. With `everything` finished settings are
-    planned like others, so that the stacks depend on the settings and the width alone.
+    a `width` it is what fits into the room, up to 32; a room of None is not known. With `everything` finished
+    settings are planned like others, so that the stacks depend on the settings and the width alone.
     """
     if width is not None and width < 1:
         raise UsageError(f"--width must be at least 1, not {width}")
     states = {setting.config.name: state(Run(runs / setting.config.name)) for setting in settings}
     left = [s for s in settings if everything or states[s.config.name] == "open"]
     groups = _alike(left, {s.config.name: set() if everything else _checkpoints(runs, s) for s in left})
-    free = free_on(device)
     if width is None:
         share = -(-sum(nets(setting.config) for setting in left) // workers)
-        room = free // -(-workers // devices)
-        width = min([WIDEST, max(1, share), *(_fitting(group, room) for group in groups)])
+        fitting = [] if room is None else [_fitting(group, room) for group in groups]
+        width = min([WIDEST, max(1, share), *fitting])
     return Plan(
         settings,
         [stack for group in groups for stack in _cut(sorted(group, key=_place), width)],
         runs,
         [name for name, found in states.items() if found == "finished"],
         [name for name, found in states.items() if found == "diverged"],
-        free,
+        room,
         width,
     )
 
@@ -176,7 +172,7 @@ def described(plan: Plan) -> dict[str, Any]:
         "finished": plan.finished,
         "diverged": plan.diverged,
         "runs": str(plan.runs),
-        "free_bytes": plan.free,
+        "room_bytes": plan.room,
         "width": plan.width,
         "stacks": [
             {

@@ -141,6 +141,11 @@ def _choices(key: str, value: Value) -> list[Choice]:
     return list(found.values())
 
 
+def choice_of(key: str, item: Value) -> Choice:
+    """A single value on an axis."""
+    return _losses(item)[0] if key == "loss" else _choice(key, item)
+
+
 def _choice(key: str, item: Value) -> Choice:
     if "." in key:
         return Choice(None, item.place, (f"{key}={_as_text(item)}",))

@@ -2,28 +2,32 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
-from itmfeat.sweeps.expand import settings
+from itmfeat.sweeps.cluster import Cluster, Share, connected
+from itmfeat.sweeps.expand import Setting, settings
+from itmfeat.sweeps.memory import free_on
 from itmfeat.sweeps.plan import Plan, described, make_plan
 from itmfeat.sweeps.processes import Processes
-from itmfeat.sweeps.spec import read_spec
+from itmfeat.sweeps.search import Best, Search
+from itmfeat.sweeps.spec import Spec, read_spec
 from itmfeat.sweeps.work import Event, Job, Tell, do
 from itmfeat.training import choose_device
 
-ENGINES = ("local",)
+ENGINES = ("local", "ray")
 
 Executor = Callable[[list[Job], Tell, Note], None]
 """Does all jobs and tells of them; its return means that nothing more will happen."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Site:
     """Where and how the stacks of a sweep train."""
 
@@ -31,22 +35,53 @@ class Site:
     resident: str = "auto"
     verify: bool = False
     width: int | None = None  # nets of a stack at most; None: by memory, at most 32
-    workers: int = 1  # stacks at the same time
+    workers: int | None = None  # stacks at the same time; None: one here, on a cluster what finds room
     engine: str = "local"
+    address: str | None = None  # of a Ray cluster
+    gpus: float | None = None  # that a stack takes of a cluster
     stack: tuple[int, int] | None = None  # only this one, of so many
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown("engine", self.engine, list(ENGINES))
-        if self.workers < 1:
+        if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
-        choose_device(self.device)
+        if self.gpus is not None and not 0 < self.gpus <= 64:
+            raise UsageError(f"--gpus is the share of a stack, as in 0.5, not {self.gpus:g}")
+        if self.engine == "local":
+            if self.address or self.gpus:
+                raise UsageError("--address and --gpus go with --engine ray")
+            choose_device(self.device)
+
+    @cached_property
+    def cluster(self) -> tuple[Any, Share]:
+        """Ray, and what a stack takes of it."""
+        ray = connected(self.address)
+        return ray, Share.of(ray, self.device, self.gpus, self.workers)
+
+    @property
+    def at_once(self) -> int:
+        """Stacks that train at the same time."""
+        return self.cluster[1].at_once if self.engine == "ray" else self.workers or 1
 
     @property
     def devices(self) -> list[str]:
         """What processes take in turns: all GPUs, unless one is named."""
         gpus = torch.cuda.device_count() if self.device in ("auto", "cuda") else 0
         return [f"cuda:{place}" for place in range(gpus)] or [self.device]
+
+    @property
+    def room(self) -> int | None:
+        """Bytes for each stack, where that is known."""
+        if self.engine == "ray":
+            return self.cluster[1].memory
+        return free_on(choose_device(self.device)) // -(-self.at_once // len(self.devices))
+
+    def executor(self) -> Executor:
+        """What trains the stacks."""
+        if self.engine == "ray":
+            return Cluster(*self.cluster)
+        return here if self.at_once == 1 else Processes(self.at_once, self.devices)
 
     def jobs(self, plan: Plan) -> list[Job]:
         """The stacks of a plan as executors take them."""
@@ -86,20 +121,20 @@ def plan_sweep(
 
     `everything` is that of `make_plan`.
     """
-    site = site or Site()
-    asked = read_spec(None if spec is None else Path(spec), grid, None if runs is None else Path(runs))
+    asked = asked_for(spec, runs, grid)
     if any(part.ranges for part in asked.grids):
         place = next(value.place for part in asked.grids for value in part.ranges.values())
         raise UsageError(f"{place}: ranges are for a search, --search optuna; list values for a grid")
-    return make_plan(
-        settings(asked, yes=yes),
-        asked.runs,
-        choose_device(site.device),
-        width=site.width,
-        workers=site.workers,
-        devices=len(site.devices),
-        everything=everything,
-    )
+    return _planned(settings(asked, yes=yes), asked.runs, site or Site(), everything)
+
+
+def asked_for(spec: str | Path | None, runs: str | Path | None, grid: Mapping[str, Any]) -> Spec:
+    """A specification from a file, keywords, or both."""
+    return read_spec(None if spec is None else Path(spec), grid, None if runs is None else Path(runs))
+
+
+def _planned(made: list[Setting], runs: Path, site: Site, everything: bool = False) -> Plan:
+    return make_plan(made, runs, site.room, width=site.width, workers=site.at_once, everything=everything)
 
 
 def here(jobs: list[Job], tell: Tell, note: Note) -> None:
@@ -152,23 +187,48 @@ def run_plan(
 
     An ItmfeatError names the settings that diverged or failed, after all others are finished.
     """
-    site = site or Site()
+    if error := _train(plan, site or Site(), tell, note).error(plan.runs):
+        raise error
+    return plan.folders()
+
+
+def _train(plan: Plan, site: Site, tell: Tell, note: Note) -> Tally:
+    """Train a plan, whatever becomes of its settings."""
     began = time.monotonic()
     tally = Tally(tell)
     jobs = site.jobs(plan)
     tell({"event": "planned", **described(plan)})
     for name in plan.diverged if site.stack is None else ():
         tally({"event": "diverged", "run": name, "epoch": None})
-    executor(site)(jobs, tally, note)
+    site.executor()(jobs, tally, note)
     tell({"event": "done", **tally.count(), "seconds": round(time.monotonic() - began, 1)})
-    if error := tally.error(plan.runs):
-        raise error
-    return plan.folders()
+    return tally
 
 
-def executor(site: Site) -> Executor:
-    """What trains the stacks."""
-    return here if site.workers == 1 else Processes(site.workers, site.devices)
+def search(
+    spec: str | Path | None = None,
+    *,
+    trials: int,
+    search_seed: int = 0,
+    runs: str | Path | None = None,
+    site: Site | None = None,
+    tell: Tell = lambda event: None,
+    note: Note = silent,
+    **grid: Any,
+) -> Best:
+    """Search ranges for the best validation rSum, with Optuna; `spec` and `grid` are those of `sweep`.
+
+    A range is `{"low": 0.05, "high": 0.5, "log": True}` or `{"choices": [...]}` in the place of values.
+    """
+    where = site or Site()
+    wanted = Search(asked_for(spec, runs, grid), search_seed)
+
+    def answer(asked: list[Setting]) -> None:
+        tally = _train(_planned(asked, wanted.runs, where), where, tell, note)
+        if tally.count()["failed"] and (error := tally.error(wanted.runs)):
+            raise error
+
+    return wanted.run(trials, answer, tell)
 
 
 def sweep(
@@ -180,8 +240,10 @@ def sweep(
     resident: str = "auto",
     verify: bool = False,
     width: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     engine: str = "local",
+    address: str | None = None,
+    gpus: float | None = None,
     tell: Tell = lambda event: None,
     note: Note = silent,
     **grid: Any,
@@ -193,5 +255,5 @@ def sweep(
     `**{"loss.margin": [0.1, 0.2]}`. Finished runs are kept, unfinished ones go on. `tell` gets the events of
     `itmfeat sweep --json`, and "step" besides.
     """
-    site = Site(device, resident, verify, width, workers, engine)
+    site = Site(device, resident, verify, width, workers, engine, address, gpus)
     return run_plan(plan_sweep(spec, runs=runs, yes=yes, site=site, **grid), site, tell, note)

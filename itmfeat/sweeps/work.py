@@ -36,7 +36,11 @@ class Job:
 
     def open(self) -> list[RunConfig]:
         """Those that are still to be trained."""
-        return [config for config in self.configs if state(Run(self.runs / config.name)) == "open"]
+        return [config for config in self.configs if state(self.run(config)) == "open"]
+
+    def run(self, config: RunConfig) -> Run:
+        """The folder of one of them."""
+        return Run(self.runs / config.name)
 
 
 def do(job: Job, tell: Tell, note: Note = silent) -> None:
@@ -105,7 +109,7 @@ class Epochs:
 
     def look(self) -> None:
         """Read what the run folders have logged since the last time."""
-        logs = {config.name: Run(self._job.runs / config.name).metrics() for config in self._configs}
+        logs = {config.name: self._job.run(config).metrics() for config in self._configs}
         epochs = max(map(len, logs.values()), default=0)
         if epochs <= self._told:
             return
@@ -125,7 +129,7 @@ def ended(job: Job, reason: str = "") -> list[Event]:
     """How each setting of a stack ended, as its folder shows."""
     events = []
     for config in job.configs:
-        run = Run(job.runs / config.name)
+        run = job.run(config)
         event: Event = {"stack": job.number, "run": config.name}
         match state(run):
             case "finished":
