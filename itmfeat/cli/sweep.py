@@ -106,11 +106,11 @@ def sweep(
     }
     grid |= split_overrides(overrides or [])
     site = Site(device, resident, verify, width, workers, engine, address, gpus, _part(stack))
-    if search is not None:
-        grid |= {"spec": spec, "trials": trials, "search_seed": search_seed, "runs": runs, "site": site}
-        _search(search, as_json, **grid)
-        return
     fixed = print_commands or stack is not None
+    if search is not None:
+        of_search = {"spec": spec, "trials": trials, "search_seed": search_seed, "runs": runs, "site": site}
+        _search(search, as_json, fixed or dry_run, **of_search, **grid)
+        return
     plan = plan_sweep(spec, runs=runs, yes=yes, site=site, everything=fixed, **grid)
     if print_commands:
         _print_commands(plan, asked)
@@ -201,7 +201,7 @@ def _told(board: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
     return tell
 
 
-def _search(brain: str, as_json: bool, **asked: Any) -> None:
+def _search(brain: str, as_json: bool, planned: bool, **asked: Any) -> None:
     """Search, and print the best trial."""
     from itmfeat.console import Board, note
     from itmfeat.errors import unknown
@@ -209,6 +209,8 @@ def _search(brain: str, as_json: bool, **asked: Any) -> None:
 
     if brain != "optuna":
         raise unknown("--search", brain, ["optuna"])
+    if planned:
+        raise UsageError("a search plans as it goes: leave out --dry-run, --print-commands and --stack")
     with Board() as board:
         best = search(**asked, tell=_told(board, as_json), note=note)
     if as_json:

@@ -18,6 +18,7 @@ from itmfeat.sweeps.expand import Setting
 
 FLOAT = 4  # bytes
 COPIES = 7  # of a net's weights: itself, gradient, two moments, the best so far, and two while it is saved
+STACK = 300 << 20  # bytes of a stack whatever its width: buffers of the libraries, batches on their way
 RESERVE = 0.7  # of what is free is planned with; the rest is for what the estimate leaves out
 
 
@@ -43,10 +44,10 @@ def free_on(device: torch.device) -> int:
     return int(RESERVE * left)
 
 
-def features_bytes(setting: Setting) -> int:
-    """Bytes of the features that stay in memory while a stack of this kind trains."""
+def shared_bytes(setting: Setting) -> int:
+    """Bytes of a stack besides its runs: the features that stay in memory, and `STACK`."""
     needed = facts(setting.cache, setting.config.data, setting.config.head).features
-    return min(needed, int(SHARE * free_memory()))  # `itmfeat.residency` leaves more on the disk
+    return STACK + min(needed, int(SHARE * free_memory()))  # what is more stays on the disk
 
 
 def run_bytes(setting: Setting) -> int:
@@ -72,7 +73,7 @@ def run_bytes(setting: Setting) -> int:
 def _kept(head: HeadConfig, pooling: str, dim: int, length: float) -> float:
     """Numbers that a step keeps of an item: its input, its embeddings, its hidden layer."""
     vectors = 1.0 if pooling == "mean" else length
-    return 2 * dim * vectors + 3 * head.dim * vectors + head.dim * (14 if head.projection == "mlp" else 6)
+    return 2 * dim * vectors + 5 * head.dim * vectors + head.dim * (14 if head.projection == "mlp" else 6)
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from typing import Any
 from itmfeat.errors import ItmfeatError, UsageError
 from itmfeat.runs import Run
 from itmfeat.sweeps.expand import Setting
-from itmfeat.sweeps.memory import features_bytes, nets, run_bytes
+from itmfeat.sweeps.memory import nets, run_bytes, shared_bytes
 
 WIDEST = 32  # nets: wider stacks gain little more, and a checkpoint comes later
 
@@ -133,7 +133,7 @@ def _alike(settings: Iterable[Setting], epochs: Mapping[str, set[int]]) -> list[
 
 def _fitting(group: list[Setting], room: int) -> int:
     """Nets that fit into so many bytes beside their features, if all are as large as the largest."""
-    base = features_bytes(group[0])
+    base = shared_bytes(group[0])
     largest = max(group, key=lambda setting: run_bytes(setting) / nets(setting.config))
     size = run_bytes(largest)
     if base + size > room:
@@ -156,7 +156,7 @@ def _cut(settings: list[Setting], width: int) -> list[Stack]:
             wide = 0
         parts[-1].append(setting)
         wide += nets(setting.config)
-    base = features_bytes(settings[0])
+    base = shared_bytes(settings[0])
     return [Stack(part, base + sum(map(run_bytes, part))) for part in parts]
 
 

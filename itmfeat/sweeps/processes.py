@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
 
@@ -66,7 +67,8 @@ class Processes:
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
         there.close()
-        here.send(job)
+        with suppress(OSError):  # it died at once: reading from it says so
+            here.send(job)
         self._running[here] = _Worker(process, job, place)
 
     def _hear(self, connection: Connection, tell: Tell, note: Note) -> Job | None:

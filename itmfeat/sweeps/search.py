@@ -53,8 +53,8 @@ class Search:
             )
         if len(self.grid.axes.get("loss", ())) > 1:
             raise UsageError(
-                f"{self.grid.axes['loss'][1].place}: a trial is the mean over its grid, and losses differ; write "
-                "`loss: {choices: [...]}`, or search one by one"
+                f"{self.grid.axes['loss'][1].place}: a trial is the mean over its grid, and losses differ; "
+                "write `loss: {choices: [...]}`, or search one by one"
             )
         self.runs, self._seed = spec.runs, seed
         self._spaces = {key: self._space(key, value) for key, value in self.grid.ranges.items()}

@@ -107,10 +107,12 @@ def test_the_width_follows_from_the_memory(toy_cache: Path, tmp_path: Path) -> N
     made = settings(read_spec(None, {"loss": "triplet", "seed": range(100), "cache": toy_cache}))
     assert max(stack.nets for stack in make_plan(made, tmp_path, ROOM).stacks) <= 32
     assert len(make_plan(made, tmp_path, ROOM, workers=10).stacks) == 10
-    one = make_plan(made[:1], tmp_path, ROOM).stacks[0].bytes
-    assert max(stack.nets for stack in make_plan(made, tmp_path, 5 * one).stacks) == 5
+    one, two = (make_plan(made[:runs], tmp_path, ROOM).stacks[0].bytes for runs in (1, 2))
+    room = one + 4 * (two - one)
+    assert max(stack.bytes for stack in make_plan(made, tmp_path, room).stacks) == room
+    assert max(stack.nets for stack in make_plan(made, tmp_path, room).stacks) == 5
     with pytest.raises(ItmfeatError, match="--width 1 to train it nevertheless"):
-        make_plan(made, tmp_path, one // 2)
+        make_plan(made, tmp_path, one - 1)
 
 
 def test_a_diverged_setting_is_named_after_all_others_finished(toy_cache: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ SIZE = ["--set", "head.dim=8", "--epochs", str(EPOCHS), "--batch-size", "50", "-
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of a core each, whose death is found within seconds."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # as others on a busy machine
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     from ray.cluster_utils import Cluster

@@ -84,6 +84,7 @@ def test_wrong_searches(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPat
     wrong(2, "unknown part of the range of lr 'hi'", "loss: triplet\nlr: {low: 0.1, hi: 0.5}")
     wrong(2, "unknown loss 'tripet'", "loss: {choices: [tripet]}")
     wrong(2, "unknown key 'loss.margn'", "loss: triplet\nloss.margn: {low: 0.1, high: 0.5}")
+    wrong(2, "a search plans as it goes", f"loss: triplet\n{margin}", "--dry-run")
     wrong(2, "--trials must be at least 1", f"loss: triplet\n{margin}", "--trials", "0")
     file.write_text(f"loss: triplet\n{margin}")
     fails(2, "unknown --search 'optun': did you mean 'optuna'", "sweep", file, "--search", "optun")
