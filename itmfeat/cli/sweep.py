@@ -192,11 +192,12 @@ def _clock(seconds: float) -> str:
 
 def _told(board: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
     """Events for the user, and as lines of JSON for a program."""
+    stdout = sys.stdout  # an executor may lend the name to others meanwhile
 
     def tell(event: dict[str, Any]) -> None:
         board.tell(event)
         if as_json and event["event"] != "step":
-            print(json.dumps(event, default=str), flush=True)
+            print(json.dumps(event, default=str), file=stdout, flush=True)
 
     return tell
 

@@ -7,8 +7,10 @@ stacks to others, which go on from the last epoch in the run folders.
 import logging
 import os
 import socket
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,12 +54,16 @@ class Share:
 class Cluster:
     """The executor: all stacks are handed to Ray, and their run folders are looked at meanwhile."""
 
-    def __init__(self, ray: Any, share: Share) -> None:
-        self._ray, self._share = ray, share
+    def __init__(self, address: str | None, share: Share) -> None:
+        self._address, self._share = address, share
 
     def __call__(self, jobs: list[Job], tell: Tell, note: Note) -> None:
         """Do all jobs; whatever ends this cancels the tasks."""
-        ray, share = self._ray, self._share
+        with connection(self._address) as ray:
+            self._work(ray, jobs, tell)
+
+    def _work(self, ray: Any, jobs: list[Job], tell: Tell) -> None:
+        share = self._share
         remote = ray.remote(max_retries=RETRIES, num_cpus=share.cpus, num_gpus=share.gpus)(train)
         waiting = [self._placed(job) for job in reversed(jobs)]
         running: dict[Any, _Watched] = {}
@@ -70,7 +76,7 @@ class Cluster:
                 for watched in running.values():
                     watched.look()
                 for reference in ready:
-                    for event in self._result(reference, running.pop(reference).job):
+                    for event in _result(ray, reference, running.pop(reference).job):
                         tell(event)
         finally:
             for reference in running:
@@ -82,13 +88,15 @@ class Cluster:
         cache, runs = job.cache.absolute(), job.runs.absolute()
         return replace(job, cache=cache, runs=runs, device=device, threads=self._share.cpus)
 
-    def _result(self, reference: Any, job: Job) -> list[Event]:
-        try:
-            found: list[Event] = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return ended(job, f"Ray gave it up ({reason}); repeat the command")
-        return found
+
+def _result(ray: Any, reference: Any, job: Job) -> list[Event]:
+    """How the settings of a stack ended."""
+    try:
+        found: list[Event] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ended(job, f"Ray gave it up ({reason}); repeat the command")
+    return found
 
 
 class _Watched:
@@ -133,21 +141,36 @@ def _is_free(run: Run) -> bool:
     return True
 
 
-def connected(address: str | None) -> Any:
-    """The module ray, connected to `address`, else RAY_ADDRESS, a cluster that runs here, or a new one."""
+@contextmanager
+def connection(address: str | None) -> Iterator[Any]:
+    """The module ray, connected to `address`, else RAY_ADDRESS, a cluster that runs here, or a new one.
+
+    A connection that is there already is used, and stays. Ray prints on stdout when a machine dies, and what
+    it held back when the connection ends; stdout is for results, so meanwhile it is stderr.
+    """
     try:
         import ray
     except ImportError as error:
         raise MissingPackageError("--engine ray needs Ray: pip install 'itmfeat[ray]'") from error
-    if not ray.is_initialized():
+    ours = not ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        if ours:
+            _connect(ray, address)
         try:
-            _knock(address or os.environ.get("RAY_ADDRESS", ""))
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, TimeoutError, socket.gaierror) as error:
-            raise ItmfeatError(
-                "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
-            ) from error
-    return ray
+            yield ray
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        raise ItmfeatError(
+            "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
+        ) from error
 
 
 def _knock(address: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
-from itmfeat.sweeps.cluster import Cluster, Share, connected
+from itmfeat.sweeps.cluster import Cluster, Share, connection
 from itmfeat.sweeps.expand import Setting, settings
 from itmfeat.sweeps.memory import free_on
 from itmfeat.sweeps.plan import Plan, described, make_plan
@@ -54,15 +54,15 @@ class Site:
             choose_device(self.device)
 
     @cached_property
-    def cluster(self) -> tuple[Any, Share]:
-        """Ray, and what a stack takes of it."""
-        ray = connected(self.address)
-        return ray, Share.of(ray, self.device, self.gpus, self.workers)
+    def share(self) -> Share:
+        """What a stack takes of a Ray cluster."""
+        with connection(self.address) as ray:
+            return Share.of(ray, self.device, self.gpus, self.workers)
 
     @property
     def at_once(self) -> int:
         """Stacks that train at the same time."""
-        return self.cluster[1].at_once if self.engine == "ray" else self.workers or 1
+        return self.share.at_once if self.engine == "ray" else self.workers or 1
 
     @property
     def devices(self) -> list[str]:
@@ -74,13 +74,13 @@ class Site:
     def room(self) -> int | None:
         """Bytes for each stack, where that is known."""
         if self.engine == "ray":
-            return self.cluster[1].memory
+            return self.share.memory
         return free_on(choose_device(self.device)) // -(-self.at_once // len(self.devices))
 
     def executor(self) -> Executor:
         """What trains the stacks."""
         if self.engine == "ray":
-            return Cluster(*self.cluster)
+            return Cluster(self.address, self.share)
         return here if self.at_once == 1 else Processes(self.at_once, self.devices)
 
     def jobs(self, plan: Plan) -> list[Job]:

@@ -15,7 +15,7 @@ from processes import fails
 
 from itmfeat.errors import MissingPackageError
 from itmfeat.runs import Run
-from itmfeat.sweeps.cluster import Share, connected
+from itmfeat.sweeps.cluster import Share, connection
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 EPOCHS = 60
@@ -90,8 +90,8 @@ def test_wrong_requests(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPat
     fails(2, "--gpus is the share of a stack", *given, "--engine", "ray", "--gpus", "0")
     monkeypatch.setitem(sys.modules, "ray", None)
     fails(4, r"pip install 'itmfeat\[ray\]'", *given, "--engine", "ray")
-    with pytest.raises(MissingPackageError):
-        connected(None)
+    with pytest.raises(MissingPackageError), connection(None):
+        pass
     assert not list(at.iterdir())
 
 
