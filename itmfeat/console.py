@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -102,7 +103,12 @@ class Board:
         self._rsums: dict[str, float] = {}  # of the settings of stacks that train
         self._runs: dict[int, list[str]] = {}
         self._shared = 0  # characters that all names begin with
-        self._ended: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter(finished=0)
+        self._settings = 0
+        self._nets: dict[int, int] = {}  # of the stacks
+        self._began = time.monotonic()
+        self._before = 0.0  # nets that an earlier attempt trained, in parts
+        self._parts: dict[int, float] = {}  # how much of each stack is trained
         self._console = console
         self._live = Live(console=console, get_renderable=self._shown)
 
@@ -110,9 +116,12 @@ class Board:
         """Take an event of a sweep."""
         match event["event"]:
             case "planned":
-                self._ended["finished"] += len(event["finished"])
+                self._settings, self._ended = event["settings"], Counter(finished=len(event["finished"]))
+                self._began, self._before, self._parts = time.monotonic(), 0.0, {}
+                self._nets = {stack["stack"]: stack["nets"] for stack in event["stacks"]}
                 names = [name for stack in event["stacks"] for name in stack["settings"]]
                 self._shared = os.path.commonprefix(names).rfind("-") + 1  # noqa: RUF071 - names, no paths
+                self._clear()
             case "started":
                 self._start(event["stack"], event["runs"])
             case "step":
@@ -123,6 +132,13 @@ class Board:
                 self._end(event)
             case "retried":
                 note(f"stack {event['stack']} starts again: {event['reason']}")
+
+    def _clear(self) -> None:
+        """A search plans again and again, and numbers its stacks anew."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        self._rsums.clear()
 
     def _start(self, stack: int, runs: list[str]) -> None:
         self._runs[stack] = runs
@@ -135,6 +151,10 @@ class Board:
         start, first = self._clock.setdefault(stack, (now, done))
         if done > first:
             self._left[stack] = (total - done) * (now - start) / (done - first)
+        nets = self._nets.get(stack, 0)
+        if stack not in self._parts:
+            self._before += nets * done / total
+        self._parts[stack] = done / total
         self._bars.update(self._tasks[stack], completed=done, total=total)
 
     def _epoch(self, event: Mapping[str, Any]) -> None:
@@ -157,11 +177,19 @@ class Board:
             reason = event.get("reason") or "the loss is no number any more"
             note(f"{event['run']} {event['event']}: {reason}")
 
+    def _time_left(self) -> float:
+        """Seconds for all stacks, by what their nets took so far; 0 where that is not known yet."""
+        trained = sum(self._nets.get(stack, 0) * part for stack, part in self._parts.items())
+        new = trained - self._before
+        return (time.monotonic() - self._began) * (sum(self._nets.values()) - trained) / new if new > 0 else 0
+
     def _short(self, name: str) -> str:
         return name[self._shared :]
 
     def _shown(self) -> RenderableType:
-        counts = ", ".join(f"{number} {kind}" for kind, number in self._ended.items())
+        counts = f"{self._settings} settings: " + ", ".join(f"{n} {kind}" for kind, n in self._ended.items())
+        if left := self._time_left():
+            counts += f", about {timedelta(seconds=round(left))} left"
         scores = [f"{self._short(name)} {rsum:.1f}" for name, rsum in self._rsums.items()]
         rows = max(1, self._console.height - len(self._tasks) - 4)
         columns = max(1, self._console.width // (max(map(len, scores), default=0) + 1))

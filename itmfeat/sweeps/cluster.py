@@ -109,9 +109,11 @@ class _Watched:
         tell({"event": "started", "stack": job.number, "runs": [config.name for config in self._configs]})
 
     def look(self) -> None:
-        """Tell of a new epoch."""
+        """Tell of a new epoch, and count epochs as steps: these are not logged."""
         if self._configs:
             self._epochs.look()
+            done, total = self._epochs.told, self._configs[0].schedule.epochs
+            self._tell({"event": "step", "stack": self.job.number, "done": done, "total": total})
 
 
 def train(job: Job, folder: str) -> list[Event]:

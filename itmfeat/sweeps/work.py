@@ -95,7 +95,8 @@ class Epochs:
 
     def __init__(self, job: Job, configs: list[RunConfig], tell: Tell) -> None:
         self._job, self._configs, self._tell = job, configs, tell
-        self._told, self._line, self._said = 0, "", 0.0
+        self._line, self._said = "", 0.0
+        self.told = 0  # epochs
 
     def step(self, done: int, total: int, line: str) -> None:
         """The progress callback of training; `line` changes when an epoch is over."""
@@ -111,9 +112,9 @@ class Epochs:
         """Read what the run folders have logged since the last time."""
         logs = {config.name: self._job.run(config).metrics() for config in self._configs}
         epochs = max(map(len, logs.values()), default=0)
-        if epochs <= self._told:
+        if epochs <= self.told:
             return
-        self._told = epochs
+        self.told = epochs
         self._tell(
             {
                 "event": "epoch",
