@@ -98,13 +98,9 @@ def sweep(
     """
     asked = locals()
 
-    from itmfeat.sweeps.spec import split_flag, split_overrides
     from itmfeat.sweeps.sweep import Site, plan_sweep
 
-    grid = {
-        key: split_flag(f"--{key.replace('_', '-')}", asked[key]) for key in _AXES if asked[key] is not None
-    }
-    grid |= split_overrides(overrides or [])
+    grid = _grid(asked)
     site = Site(device, resident, verify, width, workers, engine, address, gpus, _part(stack))
     fixed = print_commands or stack is not None
     if search is not None:
@@ -118,6 +114,15 @@ def sweep(
         _print_plan(plan, site, as_json)
     else:
         _run(plan, site, as_json)
+
+
+def _grid(asked: dict[str, Any]) -> dict[str, list[str]]:
+    """The values of the flags that were given."""
+    from itmfeat.sweeps.spec import split_flag, split_overrides
+
+    given = {key: asked[key] for key in _AXES if asked[key] is not None}
+    grid = {key: split_flag(f"--{key.replace('_', '-')}", text) for key, text in given.items()}
+    return grid | split_overrides(asked["overrides"] or [])
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

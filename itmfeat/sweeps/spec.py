@@ -120,6 +120,8 @@ def _check_key(key: str, place: str) -> None:
     section, dot, _ = key.partition(".")
     if key in AXES or (dot and section in SECTIONS):
         return
+    if key in WHOLE_FILE:
+        raise UsageError(f"{place}: {key} stands at the top of a file, for all its grids")
     if key == "robust":
         raise UsageError(f"{place}: write the robust method with its loss, as in `loss: [snll+ncr]`")
     if key == "set":

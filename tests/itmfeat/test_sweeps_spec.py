@@ -115,6 +115,7 @@ WRONG = {
     "loss: [triplet\nnoise: 0": "study.yaml, line 2: no YAML",
     "- triplet": "study.yaml, line 1: a sweep is a mapping",
     "": "study.yaml is empty",
+    "loss: triplet\ngrids: [{name: a}]": "line 2: name stands at the top of a file",
     "grids: []": "line 1: `grids` is a list of mappings",
     "noise: 0": "name losses, as in --loss",
     "loss: triplet\nhead: mean-liner": "line 1, triplet: unknown head 'mean-liner': did you mean",
