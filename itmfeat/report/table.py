@@ -95,7 +95,26 @@ def tabulate(runs: Iterable[Run]) -> list[Table]:
         groups.setdefault(key, []).append(run)
     if not groups:
         raise DataError("none of the runs is finished, so there is nothing to tabulate yet")
+    _share_clean(groups)
     return [_table(key, groups[key]) for key in sorted(groups)]
+
+
+def _share_clean(groups: dict[tuple[str, ...], list[Run]]) -> None:
+    """Show a run without noise in the tables of all protocols that lack it: to it they are the same."""
+
+    def alike(run: Run) -> frozenset[tuple[str, Any]]:
+        return frozenset((key, value) for key, value in run.config.items() if not key.startswith("noise."))
+
+    clean = {key: [run for run in runs if not run.noise_ratio] for key, runs in groups.items()}
+    for key, runs in groups.items():
+        if key[-1] == "file":
+            continue
+        there = {alike(run) for run in clean[key]}
+        for other, found in clean.items():
+            if other[:-1] == key[:-1] and other[-1] not in ("file", key[-1]):
+                new = [run for run in found if alike(run) not in there]
+                runs.extend(new)
+                there |= {alike(run) for run in new}
 
 
 def _table(key: tuple[str, ...], runs: list[Run]) -> Table:
@@ -214,7 +233,7 @@ def _noise_notes(rows: list[Row]) -> list[str]:
                 draws.setdefault(row.noise, {})[str(digest)] = text
     if not draws:
         return ["Noise: none."]
-    protocol = rows[0].runs[0].noise_protocol
+    protocol = next(run.noise_protocol for row in rows if row.noise for run in row.runs)
     source = protocol if protocol == "file" else f"{protocol}, {_listed('seed', seeds)}"
     each = [f"{percent(ratio)} %: {' and '.join(texts.values())}" for ratio, texts in draws.items()]
     mixed = [percent(ratio) for ratio, texts in draws.items() if len(texts) > 1]
