@@ -18,6 +18,7 @@ _WHERE = {
     "extract": "itmfeat_extract.extraction",
     "train": "itmfeat.api",
     "evaluate": "itmfeat.api",
+    "sweep": "itmfeat.sweeps",
     "compare": "itmfeat.comparison",
     "search": "itmfeat.queries",
     "open_cache": "itmfeat.cache",

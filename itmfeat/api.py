@@ -10,9 +10,9 @@ import torch
 
 from itmfeat import retrieval
 from itmfeat.cache import find_cache, open_cache
-from itmfeat.config import RunConfig, configure
+from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, Note, UsageError, silent
-from itmfeat.features import Features, data_of, open_features, reopen
+from itmfeat.features import Features, open_features, reopen
 from itmfeat.loader import Means
 from itmfeat.noise import (
     PER_IMAGE,
@@ -22,59 +22,13 @@ from itmfeat.noise import (
     clusters,
     corrupt,
     described,
-    file_digest,
     seed_of,
 )
 from itmfeat.pairs import Ints, Pairs, split_pairs
 from itmfeat.runs import Run, open_run
+from itmfeat.settings import configuration
 from itmfeat.stack import embed_pairs, joined, load_heads
 from itmfeat.training import Logged, Progress, choose_device, train_stack
-
-
-def configuration(
-    features: Features,
-    loss: str,
-    *,
-    robust: str | None = None,
-    noise: float = 0.0,
-    noise_protocol: str = "ncr",
-    noise_seed: int | str = 96,
-    noise_file: str | Path | None = None,
-    head: str = "default",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    order: str | None = None,
-    seed: int = 0,
-    overrides: Sequence[str] = (),
-) -> RunConfig:
-    """The complete configuration of a run on opened features.
-
-    `noise_seed` may be "published": the seed of the index file in circulation for the dataset and ratio.
-    """
-    checked(noise_protocol, noise)
-    elsewhere = noise_file is not None or any(text.startswith("noise.") for text in overrides)
-    if noise_seed == "published" and elsewhere:
-        raise UsageError(
-            "the published noise seed goes with --noise alone, not with a noise file or --set noise"
-        )
-    schedule = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "order": order}
-    return configure(
-        data_of(features),
-        loss,
-        head,
-        overrides,
-        robust,
-        seed=seed,
-        noise={
-            "ratio": noise,
-            "protocol": noise_protocol,
-            "seed": seed_of(noise_seed, features.cache.index.name, noise_protocol, noise),
-            "file": None if noise_file is None else str(noise_file),
-            "file_digest": None if noise_file is None else file_digest(Path(noise_file)),
-        },
-        schedule={key: value for key, value in schedule.items() if value is not None},
-    )
 
 
 def train(
@@ -291,36 +245,6 @@ def embeddings(
     return image, text, torch.from_numpy(pairs.caption_image).to(device)
 
 
-def train_table(
-    features: Features,
-    losses: Sequence[str],
-    noises: Sequence[float],
-    runs: Path,
-    device: str = "auto",
-    progress: Progress = lambda done, total, line: None,
-    *,
-    seeds: Sequence[int] = (0,),
-    resident: str = "auto",
-    **settings: Any,
-) -> list[Path]:
-    """Train losses x noise ratios x seeds as one stack, in one pass over the features.
-
-    "triplet+ncr" is the loss `triplet` under the robust method `ncr`, "crcl" is `crcl` under its own.
-    Finished runs are kept. `settings` are those of `configuration`, but robust, noise and seed.
-    """
-    parts = [loss.partition("+") for loss in losses]
-    configs = [
-        configuration(features, loss, robust=method or None, noise=noise, seed=seed, **settings)
-        for noise in noises
-        for loss, _, method in parts
-        for seed in seeds
-    ]
-    missing = [config for config in configs if not Run(runs / config.name).finished]
-    if missing:
-        train_stack(missing, features.cache.path, runs, device, progress, resident=resident)
-    return [runs / config.name for config in configs]
-
-
 def true_correspondence(cache: str | Path | None = None) -> Ints:
     """The true image of each training caption, (C,), of the first five captions of an image."""
     path = find_cache(None if cache is None else Path(cache))
@@ -362,6 +286,5 @@ __all__ = [
     "opened",
     "rank_tensors",
     "train",
-    "train_table",
     "true_correspondence",
 ]

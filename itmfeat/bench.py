@@ -25,7 +25,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from itmfeat import retrieval
-from itmfeat.api import configuration
 from itmfeat.cache import FeatureFile, Gather, Resident
 from itmfeat.errors import DataError, Note
 from itmfeat.features import Features
@@ -33,6 +32,7 @@ from itmfeat.loader import Batch
 from itmfeat.machine import free_memory
 from itmfeat.members import member_of
 from itmfeat.residency import SHARE
+from itmfeat.settings import configuration
 from itmfeat.training import Trainer, choose_device, keep_freed_memory
 
 HEADS = {"pooled": "default", "regions": "max-linear"}

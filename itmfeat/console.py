@@ -1,11 +1,17 @@
 """Progress and notes on stderr; stdout is for results alone."""
 
+import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
@@ -71,3 +77,136 @@ class Meter:
         trace: TracebackType | None,
     ) -> None:
         self._bars.stop()
+
+
+class Board:
+    """A sweep on stderr: a bar for each stack, and the validation rSum of each setting as it stands.
+
+    `tell` takes the events. Where stderr is no screen, each epoch of a stack is a line. Use it as a context
+    manager.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[line]}"),
+            console=console,
+        )
+        self._tasks: dict[int, TaskID] = {}
+        self._clock: dict[int, tuple[float, int]] = {}  # when a stack told of its first step, and which
+        self._left: dict[int, float] = {}  # seconds
+        self._rsums: dict[str, float] = {}  # of the settings of stacks that train
+        self._runs: dict[int, list[str]] = {}
+        self._shared = 0  # characters that all names begin with
+        self._ended: Counter[str] = Counter(finished=0)
+        self._settings = 0
+        self._nets: dict[int, int] = {}  # of the stacks
+        self._began = time.monotonic()
+        self._before = 0.0  # nets that an earlier attempt trained, in parts
+        self._parts: dict[int, float] = {}  # how much of each stack is trained
+        self._console = console
+        self._live = Live(console=console, get_renderable=self._shown)
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Take an event of a sweep."""
+        match event["event"]:
+            case "planned":
+                self._settings, self._ended = event["settings"], Counter(finished=len(event["finished"]))
+                self._began, self._before, self._parts = time.monotonic(), 0.0, {}
+                self._nets = {stack["stack"]: stack["nets"] for stack in event["stacks"]}
+                names = [name for stack in event["stacks"] for name in stack["settings"]]
+                self._shared = os.path.commonprefix(names).rfind("-") + 1  # noqa: RUF071 - names, no paths
+                self._clear()
+            case "started":
+                self._start(event["stack"], event["runs"])
+            case "step":
+                self._step(event["stack"], event["done"], event["total"])
+            case "epoch":
+                self._epoch(event)
+            case "finished" | "diverged" | "failed":
+                self._end(event)
+            case "retried":
+                note(f"stack {event['stack']} starts again: {event['reason']}")
+
+    def _clear(self) -> None:
+        """A search plans again and again, and numbers its stacks anew."""
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()
+        self._rsums.clear()
+
+    def _start(self, stack: int, runs: list[str]) -> None:
+        self._runs[stack] = runs
+        self._clock.pop(stack, None)
+        if stack not in self._tasks:
+            self._tasks[stack] = self._bars.add_task(f"stack {stack}", total=None, line="")
+
+    def _step(self, stack: int, done: int, total: int) -> None:
+        now = time.monotonic()
+        start, first = self._clock.setdefault(stack, (now, done))
+        if done > first:
+            self._left[stack] = (total - done) * (now - start) / (done - first)
+        nets = self._nets.get(stack, 0)
+        if stack not in self._parts:
+            self._before += nets * done / total
+        self._parts[stack] = done / total
+        self._bars.update(self._tasks[stack], completed=done, total=total)
+
+    def _epoch(self, event: Mapping[str, Any]) -> None:
+        self._rsums |= event["val_rsum"]
+        line = f"epoch {event['epoch']}/{event['epochs']}"
+        self._bars.update(self._tasks[event["stack"]], line=line)
+        if self._plain:
+            left = self._left.get(event["stack"])
+            clock = f", {left:.0f} s left" if left else ""
+            scores = ", ".join(f"{self._short(name)} {rsum:.1f}" for name, rsum in event["val_rsum"].items())
+            note(f"stack {event['stack']}: {line}{clock}, val rSum {scores}")
+
+    def _end(self, event: Mapping[str, Any]) -> None:
+        self._ended[event["event"]] += 1
+        self._rsums.pop(event["run"], None)
+        stack = event.get("stack")
+        if stack in self._tasks and event["run"] in self._runs[stack]:
+            self._bars.update(self._tasks[stack], line=event["event"])
+        if event["event"] != "finished":
+            reason = event.get("reason") or "the loss is no number any more"
+            note(f"{event['run']} {event['event']}: {reason}")
+
+    def _time_left(self) -> float:
+        """Seconds for all stacks, by what their nets took so far; 0 where that is not known yet."""
+        trained = sum(self._nets.get(stack, 0) * part for stack, part in self._parts.items())
+        new = trained - self._before
+        return (time.monotonic() - self._began) * (sum(self._nets.values()) - trained) / new if new > 0 else 0
+
+    def _short(self, name: str) -> str:
+        return name[self._shared :]
+
+    def _shown(self) -> RenderableType:
+        counts = f"{self._settings} settings: " + ", ".join(f"{n} {kind}" for kind, n in self._ended.items())
+        if left := self._time_left():
+            counts += f", about {timedelta(seconds=round(left))} left"
+        scores = [f"{self._short(name)} {rsum:.1f}" for name, rsum in self._rsums.items()]
+        rows = max(1, self._console.height - len(self._tasks) - 4)
+        columns = max(1, self._console.width // (max(map(len, scores), default=0) + 1))
+        room = rows * columns
+        more = [f"and {len(scores) - room} more"] if len(scores) > room else []
+        return Group(self._bars, counts, Columns([*scores[:room], *more]))
+
+    def __enter__(self) -> Self:
+        if not self._plain:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._plain:
+            self._live.stop()

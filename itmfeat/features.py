@@ -65,10 +65,17 @@ class Features:
         """
         sides = {"image": (self.image, images), "text": (self.text, captions)}
         pooled = {kind: pool == "mean" for kind, pool in zip(sides, head.poolings, strict=True)}
-        needed = {kind: _need(*side, pooled[kind]) for kind, side in sides.items()}
-        places = residency.choose(needed, resident, device, note)
+        places = residency.choose(self.needs(head, images, captions), resident, device, note)
         image, text = (_source(*side, pooled[kind], places[kind], device) for kind, side in sides.items())
         return image, text
+
+    def needs(self, head: HeadConfig, images: Ints, captions: Ints) -> dict[str, residency.Need]:
+        """What these rows take, as the heads need them."""
+        rows = {"image": (self.image, images), "text": (self.text, captions)}
+        return {
+            kind: _need(*side, pool == "mean")
+            for (kind, side), pool in zip(rows.items(), head.poolings, strict=True)
+        }
 
     def verify(self) -> None:
         """Compare every byte of both files with its checksums; a DataError for the first damage."""

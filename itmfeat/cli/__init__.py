@@ -8,10 +8,23 @@ from typing import Annotated
 
 import typer
 
-from itmfeat.cli import compare, features, hub, log, noise, runs, search, subsets, survey
+from itmfeat.cli import compare, features, hub, log, noise, runs, search, subsets, survey, sweep
 from itmfeat.cli.shell import app
 
-__all__ = ["app", "compare", "features", "hub", "log", "main", "noise", "runs", "search", "subsets", "survey"]
+__all__ = [
+    "app",
+    "compare",
+    "features",
+    "hub",
+    "log",
+    "main",
+    "noise",
+    "runs",
+    "search",
+    "subsets",
+    "survey",
+    "sweep",
+]
 
 
 @app.callback(invoke_without_command=True)

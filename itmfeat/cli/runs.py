@@ -222,10 +222,9 @@ def demo(
 
     Draw a dataset, extract it, train two losses at two noise ratios, evaluate, print the table.
     """
-    from itmfeat.api import train_table
-    from itmfeat.console import Meter, note
-    from itmfeat.features import open_features
+    from itmfeat.console import Board, Meter, note
     from itmfeat.report import collect, tabulate
+    from itmfeat.sweeps import sweep
     from itmfeat_extract.extraction import IMAGE_DEFAULT, TEXT_DEFAULT
     from itmfeat_extract.extraction import extract as run_extraction
 
@@ -233,8 +232,15 @@ def demo(
     with Meter() as meter:
         run_extraction("demo", root, cache, progress=meter.count, note=note)
     note("demo: 2/3 train two losses at two noise ratios, all four in one pass over the features")
-    with Meter() as meter:
-        features = open_features(cache, IMAGE_DEFAULT, TEXT_DEFAULT)
-        paths = train_table(features, ("triplet", "snll"), (0.0, 0.4), runs, progress=meter.steps)
+    with Board() as board:
+        paths = sweep(
+            loss=["triplet", "snll"],
+            noise=[0.0, 0.4],
+            cache=cache,
+            image_backbone=IMAGE_DEFAULT,
+            text_backbone=TEXT_DEFAULT,
+            runs=runs,
+            tell=board.tell,
+        )
     note("demo: 3/3 the table (test split, best validation epoch)")
     _print_tables(tabulate(collect(paths).runs))

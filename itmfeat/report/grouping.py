@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from itmfeat.errors import DataError
 from itmfeat.report.collect import Run
@@ -28,8 +29,27 @@ def tabulate(runs: Iterable[Run], published: Iterable[Published] = ()) -> list[T
         groups.setdefault(key, []).append(run)
     if not groups:
         raise DataError("none of the runs is finished, so there is nothing to tabulate yet")
+    _share_clean(groups)
     given = list(published)
     return [_table(key, groups[key], given) for key in sorted(groups)]
+
+
+def _share_clean(groups: dict[tuple[str, str, str, str], list[Run]]) -> None:
+    """Show a run without noise in the tables of all protocols that lack it: to it they are the same."""
+
+    def alike(run: Run) -> frozenset[tuple[str, Any]]:
+        return frozenset((key, value) for key, value in run.config.items() if not key.startswith("noise."))
+
+    clean = {key: [run for run in runs if not run.noise_ratio] for key, runs in groups.items()}
+    for key, runs in groups.items():
+        if key[-1] == "file":
+            continue
+        there = {alike(run) for run in clean[key]}
+        for other, found in clean.items():
+            if other[:-1] == key[:-1] and other[-1] not in ("file", key[-1]):
+                new = [run for run in found if alike(run) not in there]
+                runs.extend(new)
+                there |= {alike(run) for run in new}
 
 
 def unplaced(published: Iterable[Published], tables: Iterable[Table]) -> list[str]:

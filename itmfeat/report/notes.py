@@ -38,7 +38,7 @@ def _noise_notes(rows: list[Row]) -> list[str]:
                 draws.setdefault(row.noise, {})[str(digest)] = text
     if not draws:
         return ["Noise: none."]
-    protocol = rows[0].runs[0].noise_protocol
+    protocol = next(run.noise_protocol for row in rows if row.noise for run in row.runs)
     source = protocol if protocol == "file" else f"{protocol}, {_listed('seed', seeds)}"
     each = [f"{percent(ratio)} %: {' and '.join(texts.values())}" for ratio, texts in draws.items()]
     mixed = [percent(ratio) for ratio, texts in draws.items() if len(texts) > 1]

@@ -12,10 +12,9 @@ from processes import call, fails
 
 import itmfeat
 from itmfeat import retrieval
-from itmfeat.api import rank_tensors, train_table
+from itmfeat.api import rank_tensors
 from itmfeat.comparison import verdict
 from itmfeat.errors import DataError, UsageError
-from itmfeat.features import open_features
 from itmfeat.runs import Run
 
 Pick = Callable[[str, int], Path]
@@ -26,8 +25,8 @@ FEW = {"resamples": 100, "flips": 100}
 def trained(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three seeds of two losses."""
     folder = tmp_path_factory.mktemp("runs")
-    settings = {"epochs": 4, "batch_size": 32, "lr": 1e-2, "head": "mean-linear", "overrides": ["head.dim=8"]}
-    train_table(open_features(toy_cache), ("infonce", "triplet"), (0.0,), folder, seeds=(0, 1, 2), **settings)
+    settings = {"epochs": 4, "batch_size": 32, "lr": 1e-2, "head": "mean-linear", "head.dim": 8}
+    itmfeat.sweep(loss=["infonce", "triplet"], seed=range(3), cache=toy_cache, runs=folder, **settings)
     return folder
 
 

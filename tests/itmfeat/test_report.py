@@ -166,6 +166,19 @@ def test_each_dataset_protocol_and_noise_protocol_has_its_table(tmp_path: Path) 
     ]
 
 
+def test_runs_without_noise_are_in_the_tables_of_all_protocols(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 45.0, ratio=0)
+    make_run(tmp_path / "b", 40.0, ratio=0.2)
+    make_run(tmp_path / "c", 42.0, config={"noise": {"ratio": 0.2, "protocol": "decl", "seed": 1}})
+    for table in tables_of(tmp_path):
+        assert [row.noise for row in table.rows] == [0, 0.2]
+        assert f"Noise: {table.noise_protocol}, seed" in table.notes[0]
+    again = make_run(tmp_path / "d", 46.0, config={"noise": {"ratio": 0, "protocol": "decl", "seed": 1}})
+    decl, ncr = tables_of(tmp_path)
+    assert [run.path for run in decl.rows[0].runs] == [again]  # each protocol has its own now
+    assert [run.path for run in ncr.rows[0].runs] == [tmp_path / "a"]
+
+
 def test_places_count_unrounded_and_share_the_best(tmp_path: Path) -> None:
     for name, first in {"a": 40.01, "b": 40.02, "c": 40.02, "d": 39.0}.items():
         make_run(tmp_path / name, first, name)

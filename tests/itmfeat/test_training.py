@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from itmfeat.api import configuration, embeddings, evaluate, train, train_table
+from itmfeat.api import configuration, embeddings, evaluate, train
 from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, ItmfeatError, UsageError
 from itmfeat.features import open_features, reopen
 from itmfeat.losses import LOSSES
 from itmfeat.noise import corrupt, ncr
 from itmfeat.runs import Run
+from itmfeat.sweeps import sweep
 from itmfeat.training import learning_rate, train_stack
 
 # One of each family; the losses' own tests cover every name.
@@ -166,7 +167,7 @@ def test_a_finished_run_is_not_trained_again(toy_cache: Path, tmp_path: Path) ->
         train("infonce", cache=toy_cache, runs=tmp_path, **SMALL)
     assert train("infonce", cache=toy_cache, runs=tmp_path, resume=True, **SMALL) == path
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
-    paths = train_table(open_features(toy_cache), ["infonce"], [0.0, 0.5], tmp_path, **SMALL)
+    paths = sweep(loss="infonce", noise=[0.0, 0.5], cache=toy_cache, runs=tmp_path, **SMALL)
     assert paths[0] == path
     assert Run(paths[1]).finished
 

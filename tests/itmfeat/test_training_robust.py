@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import config, history
 
-from itmfeat.api import evaluate, train, train_table
+from itmfeat.api import evaluate, train
 from itmfeat.config import RunConfig
 from itmfeat.errors import UsageError
 from itmfeat.features import open_features
@@ -18,6 +18,7 @@ from itmfeat.losses import LOSSES
 from itmfeat.members import member_of
 from itmfeat.noise.separation import separation
 from itmfeat.robust import METHODS
+from itmfeat.sweeps import sweep
 from itmfeat.training import Trainer, train_stack
 
 # Each with its parameters cut to few epochs: the loss, the method, what to set.
@@ -176,9 +177,9 @@ def test_wrong_methods_are_one_sentence(
 
 
 def test_a_table_names_methods_beside_losses(toy_cache: Path, tmp_path: Path) -> None:
-    features = open_features(toy_cache)
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 32}
-    paths = train_table(features, ["triplet", "triplet+ncr"], [0.5], tmp_path, seeds=(0, 1), **settings)
+    losses = ["triplet", "triplet+ncr"]
+    paths = sweep(loss=losses, noise=0.5, seed=(0, 1), cache=toy_cache, runs=tmp_path, **settings)
     assert [path.name.split("-")[3] for path in paths] == ["triplet", "triplet", "triplet+ncr", "triplet+ncr"]
 
 

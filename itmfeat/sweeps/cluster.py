@@ -1,0 +1,182 @@
+"""Many machines: each stack is a task of a Ray cluster.
+
+All machines must see the caches and the run folders under the same paths. When a machine dies Ray gives its
+stacks to others, which go on from the last epoch in the run folders.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from itmfeat.errors import DataError, ItmfeatError, MissingPackageError, Note
+from itmfeat.runs import Run
+from itmfeat.sweeps.work import Epochs, Event, Job, Tell, do, ended
+
+RETRIES = 5  # of a stack that died with its process or machine
+LOOK = 2.0  # seconds between two looks into the run folders
+PATIENCE = 120.0  # seconds until the runs of a lost machine are free: it may not know yet that it is lost
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a stack takes of a cluster, and how many find room at once."""
+
+    cpus: int
+    gpus: float
+    at_once: int
+    memory: int | None  # bytes for a stack; None where it is a GPU's, which the cluster does not tell
+
+    @classmethod
+    def of(cls, ray: Any, device: str, gpus: float | None, workers: int | None) -> "Share":
+        """By default a stack takes a GPU, or where there are none the cores of a machine."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+        there = sum(node.get("GPU", 0) for node in nodes) if device != "cpu" else 0
+        if there:
+            at_once = max(1, int(there / (gpus or 1)))
+            return cls(1, gpus or 1, min(workers or at_once, at_once), None)
+        if device.startswith("cuda"):
+            raise ItmfeatError(
+                "the Ray cluster has no GPU; add machines with `ray start`, or take --device cpu"
+            )
+        at_once = workers or max(1, len(nodes))
+        each = -(-at_once // max(1, len(nodes)))  # stacks of a machine
+        cores = min(int(node["CPU"]) for node in nodes)
+        memory = min(int(node.get("memory", 1 << 62)) for node in nodes)
+        return cls(max(1, cores // each), 0, at_once, memory // each)
+
+
+class Cluster:
+    """The executor: all stacks are handed to Ray, and their run folders are looked at meanwhile."""
+
+    def __init__(self, address: str | None, share: Share) -> None:
+        self._address, self._share = address, share
+
+    def __call__(self, jobs: list[Job], tell: Tell, note: Note) -> None:
+        """Do all jobs; whatever ends this cancels the tasks."""
+        with connection(self._address) as ray:
+            self._work(ray, jobs, tell)
+
+    def _work(self, ray: Any, jobs: list[Job], tell: Tell) -> None:
+        share = self._share
+        remote = ray.remote(max_retries=RETRIES, num_cpus=share.cpus, num_gpus=share.gpus)(train)
+        waiting = [self._placed(job) for job in reversed(jobs)]
+        running: dict[Any, _Watched] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < share.at_once:
+                    job = waiting.pop()
+                    running[remote.remote(job, os.getcwd())] = _Watched(job, tell)
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
+                for watched in running.values():
+                    watched.look()
+                for reference in ready:
+                    for event in _result(ray, reference, running.pop(reference).job):
+                        tell(event)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _placed(self, job: Job) -> Job:
+        """Tasks run in folders of their own, on the device that Ray gives them."""
+        device = "cpu" if not self._share.gpus else "cuda"
+        cache, runs = job.cache.absolute(), job.runs.absolute()
+        return replace(job, cache=cache, runs=runs, device=device, threads=self._share.cpus)
+
+
+def _result(ray: Any, reference: Any, job: Job) -> list[Event]:
+    """How the settings of a stack ended."""
+    try:
+        found: list[Event] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ended(job, f"Ray gave it up ({reason}); repeat the command")
+    return found
+
+
+class _Watched:
+    """A stack that trains elsewhere, as its run folders show."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self._tell = job, tell
+        self._configs = job.open()
+        self._epochs = Epochs(job, self._configs, tell)
+        tell({"event": "started", "stack": job.number, "runs": [config.name for config in self._configs]})
+
+    def look(self) -> None:
+        """Tell of a new epoch, and count epochs as steps: these are not logged."""
+        if self._configs:
+            self._epochs.look()
+            done, total = self._epochs.told, self._configs[0].schedule.epochs
+            self._tell({"event": "step", "stack": self.job.number, "done": done, "total": total})
+
+
+def train(job: Job, folder: str) -> list[Event]:
+    """The task: a stack; returns how its settings ended. `folder` is where the command was given."""
+    with suppress(FileNotFoundError):
+        os.chdir(folder)  # a noise file may be named from there
+    if not job.cache.is_dir():
+        return ended(
+            job, f"{socket.gethostname()} does not see {job.cache}: all machines must, under one path"
+        )
+    began = time.monotonic()
+    while not all(_is_free(job.run(config)) for config in job.open()) and time.monotonic() - began < PATIENCE:
+        time.sleep(0.5)
+    events: list[Event] = []
+    do(job, events.append)
+    return [event for event in events if event["event"] in ("finished", "diverged", "failed")]
+
+
+def _is_free(run: Run) -> bool:
+    """Whether no process is training it."""
+    try:
+        os.close(run.lock())
+    except FileNotFoundError:  # nobody has begun
+        return True
+    except DataError:
+        return False
+    return True
+
+
+@contextmanager
+def connection(address: str | None) -> Iterator[Any]:
+    """The module ray, connected to `address`, else RAY_ADDRESS, a cluster that runs here, or a new one.
+
+    A connection that is there already is used, and stays. Ray prints on stdout when a machine dies, and what
+    it held back when the connection ends; stdout is for results, so meanwhile it is stderr.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError("--engine ray needs Ray: pip install 'itmfeat[ray]'") from error
+    ours = not ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        if ours:
+            _connect(ray, address)
+        try:
+            yield ray
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        raise ItmfeatError(
+            "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """An error at once where Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), 5).close()

@@ -1,0 +1,188 @@
+"""The plan of a sweep: which settings train side by side, and what that takes."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itmfeat.errors import ItmfeatError, UsageError
+from itmfeat.runs import Run
+from itmfeat.sweeps.expand import Setting
+from itmfeat.sweeps.memory import nets, run_bytes, shared_bytes
+
+WIDEST = 32  # nets: wider stacks gain little more, and a checkpoint comes later
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Settings that train side by side."""
+
+    settings: list[Setting]
+    bytes: int  # estimate of what it takes at its peak, features among them
+
+    @property
+    def cache(self) -> Path:
+        """The one that all of them train on."""
+        return self.settings[0].cache
+
+    @property
+    def nets(self) -> int:
+        """Of all settings."""
+        return sum(nets(setting.config) for setting in self.settings)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the run folders."""
+        return [setting.config.name for setting in self.settings]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All settings of a sweep, and the stacks of those that are still to be trained."""
+
+    settings: list[Setting]
+    stacks: list[Stack]
+    runs: Path
+    finished: list[str]  # names of settings that need nothing more
+    diverged: list[str]  # names of settings that ended without a result in an earlier attempt
+    room: int | None  # bytes that a stack may take
+    width: int  # nets of a stack at most
+
+    def folders(self) -> list[Path]:
+        """The run folders of all settings, in the order of the grids."""
+        return [self.runs / setting.config.name for setting in self.settings]
+
+
+def state(run: Run) -> str:
+    """ "finished", "diverged" or "open"."""
+    if run.finished:
+        return "finished"
+    manifest = run.path / "manifest.json"
+    return "diverged" if manifest.exists() and run.read("manifest.json").get("diverged") else "open"
+
+
+def make_plan(
+    settings: list[Setting],
+    runs: Path,
+    room: int | None,
+    *,
+    width: int | None = None,
+    workers: int = 1,
+    everything: bool = False,
+) -> Plan:
+    """Form stacks of at most `width` nets, of which `workers` train at a time, each in `room` bytes.
+
+    Settings that cannot be stacked are kept apart, and so are those that go on from different epochs. Without
+    a `width` it is what fits into the room, up to 32; a room of None is not known. With `everything` finished
+    settings are planned like others, so that the stacks depend on the settings and the width alone.
+    """
+    if width is not None and width < 1:
+        raise UsageError(f"--width must be at least 1, not {width}")
+    states = {setting.config.name: state(Run(runs / setting.config.name)) for setting in settings}
+    left = [s for s in settings if everything or states[s.config.name] == "open"]
+    groups = _alike(left, {s.config.name: set() if everything else _checkpoints(runs, s) for s in left})
+    if width is None:
+        share = -(-sum(nets(setting.config) for setting in left) // workers)
+        fitting = [] if room is None else [_fitting(group, room) for group in groups]
+        width = min([WIDEST, max(1, share), *fitting])
+    return Plan(
+        settings,
+        [stack for group in groups for stack in _cut(sorted(group, key=_place), width)],
+        runs,
+        [name for name, found in states.items() if found == "finished"],
+        [name for name, found in states.items() if found == "diverged"],
+        room,
+        width,
+    )
+
+
+def _checkpoints(runs: Path, setting: Setting) -> set[int]:
+    return set(Run(runs / setting.config.name).checkpoints())
+
+
+def _place(setting: Setting) -> tuple[str, ...]:
+    """Equal noise sits together, since it shares the captions of each batch; then equal losses."""
+    config = setting.config
+    return (
+        config.noise.model_dump_json(),
+        json.dumps(config.robust, sort_keys=True),
+        json.dumps(config.loss, sort_keys=True),
+        f"{config.seed:010d}",
+    )
+
+
+def _alike(settings: Iterable[Setting], epochs: Mapping[str, set[int]]) -> list[list[Setting]]:
+    """Settings that can be stacked, and go on from a checkpoint of the same epoch or from the start.
+
+    `epochs` are those that a setting has checkpoints of.
+    """
+    groups: dict[object, list[tuple[set[int], list[Setting]]]] = {}
+    for setting in settings:
+        own = epochs[setting.config.name]
+        kind = groups.setdefault((setting.cache, setting.config.stackable()), [])
+        for shared, group in kind:
+            if (shared & own) or not (shared or own):
+                shared.intersection_update(own)
+                group.append(setting)
+                break
+        else:
+            kind.append((own, [setting]))
+    return [group for kind in groups.values() for _, group in kind]
+
+
+def _fitting(group: list[Setting], room: int) -> int:
+    """Nets that fit into so many bytes beside their features, if all are as large as the largest."""
+    base = shared_bytes(group[0])
+    largest = max(group, key=lambda setting: run_bytes(setting) / nets(setting.config))
+    size = run_bytes(largest)
+    if base + size > room:
+        raise ItmfeatError(
+            f"{largest.config.name} takes about {gigabytes(base + size)} and there are {gigabytes(room)}: "
+            "try a smaller --batch-size or head.dim, fewer --workers, or --width 1 to train it nevertheless"
+        )
+    return (room - base) * nets(largest.config) // size
+
+
+def _cut(settings: list[Setting], width: int) -> list[Stack]:
+    """Stacks of neighbours, about equally wide; a run of two nets is never cut."""
+    total = sum(nets(setting.config) for setting in settings)
+    fair = -(-total // -(-total // width))  # nets of a stack, if all are equally wide
+    parts: list[list[Setting]] = []
+    wide = fair
+    for setting in settings:
+        if not parts or wide + nets(setting.config) > fair:
+            parts.append([])
+            wide = 0
+        parts[-1].append(setting)
+        wide += nets(setting.config)
+    base = shared_bytes(settings[0])
+    return [Stack(part, base + sum(map(run_bytes, part))) for part in parts]
+
+
+def gigabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.1f} GB"
+
+
+def described(plan: Plan) -> dict[str, Any]:
+    """The plan for a program."""
+    return {
+        "settings": len(plan.settings),
+        "finished": plan.finished,
+        "diverged": plan.diverged,
+        "runs": str(plan.runs),
+        "room_bytes": plan.room,
+        "width": plan.width,
+        "stacks": [
+            {
+                "stack": place,
+                "cache": str(stack.cache),
+                "nets": stack.nets,
+                "bytes": stack.bytes,
+                "epochs": stack.settings[0].config.schedule.epochs,
+                "settings": stack.names,
+            }
+            for place, stack in enumerate(plan.stacks, 1)
+        ],
+    }

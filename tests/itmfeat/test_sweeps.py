@@ -1,0 +1,202 @@
+"""Sweeps: what trains side by side, what is kept, and how each executor ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import call, finish_under_kills
+
+import itmfeat
+from itmfeat.errors import ItmfeatError
+from itmfeat.runs import Run
+from itmfeat.sweeps import plan_sweep, sweep
+from itmfeat.sweeps.expand import settings
+from itmfeat.sweeps.plan import make_plan
+from itmfeat.sweeps.spec import read_spec
+from itmfeat.training import train_stack
+
+ROOM = 1 << 34  # bytes, more than enough
+TINY: dict[str, Any] = {"head": "mean-linear", "head.dim": 8, "epochs": 2, "batch_size": 50, "lr": 1e-2}
+GRID: dict[str, Any] = {"loss": ["triplet", "snll+ncr"], "noise": [0, 0.4], "seed": [0, 1]} | TINY
+
+
+def flags(grid: dict[str, Any]) -> list[str]:
+    """A grid as the command line has it."""
+    found = []
+    for key, value in grid.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        found += ["--set", f"{key}={text}"] if "." in key else [f"--{key.replace('_', '-')}", text]
+    return found
+
+
+def outcome(folder: Path) -> dict[str, tuple[bytes, bytes]]:
+    """Test results and heads of all runs in a folder."""
+    return {
+        run.name: ((run / "results.json").read_bytes(), (run / "head.safetensors").read_bytes())
+        for run in folder.iterdir()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The grid, trained in one stack without disturbance."""
+    runs = tmp_path_factory.mktemp("whole")
+    assert len(itmfeat.sweep(cache=toy_cache, runs=runs, **GRID)) == 8
+    return runs
+
+
+def test_each_setting_is_the_run_that_train_would_make(toy_cache: Path, whole: Path, tmp_path: Path) -> None:
+    config = next(c for c in (Run(path).config() for path in whole.iterdir()) if c.label == "snll+ncr")
+    (alone,) = train_stack([config], toy_cache, tmp_path)
+    of_sweep = Run(whole / config.name)
+    assert set(os.listdir(alone)) == set(os.listdir(of_sweep.path))
+    for mine, theirs in zip(Run(alone).metrics(), of_sweep.metrics(), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+
+
+def test_finished_settings_are_kept_and_new_ones_added(toy_cache: Path, whole: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*")}
+    events: list[dict[str, Any]] = []
+    folders = sweep(cache=toy_cache, runs=whole, tell=events.append, **GRID)
+    assert {file: file.stat().st_mtime_ns for file in whole.rglob("*")} == before
+    assert [event["event"] for event in events] == ["planned", "done"]
+    assert sorted(folders) == sorted(whole.iterdir())
+    plan = plan_sweep(cache=toy_cache, runs=whole, **GRID | {"seed": [1, 2]})
+    assert len(plan.finished) == 4
+    assert [s.config.seed for stack in plan.stacks for s in stack.settings] == [2] * 4
+    changed = plan_sweep(cache=toy_cache, runs=whole, **GRID | {"lr": 2e-2})
+    assert not changed.finished
+
+
+def test_events_tell_the_whole_story(toy_cache: Path, tmp_path: Path) -> None:
+    where = ["--cache", toy_cache, "--runs", tmp_path / "runs"]
+    found = call("sweep", *flags(GRID), *where, "--width", 6, "--json")
+    assert found.exit_code == 0, found.stderr
+    events = [json.loads(line) for line in found.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    stack = ["started", "epoch", "epoch", "finished", "finished", "finished", "finished"]
+    assert kinds == ["planned", *stack, *stack, "done"]
+    assert len(events[2]["val_rsum"]) == 4
+    assert events[-1]["finished"] == 8
+    assert [part["nets"] for part in events[0]["stacks"]] == [6, 6]
+
+
+def test_stacks_hold_what_can_be_stacked(toy_cache: Path, tmp_path: Path) -> None:
+    grid = GRID | {"noise_protocol": ["ncr", "decl"], "head.dim": [8, 16], "cache": toy_cache}
+    made = settings(read_spec(None, grid))
+    for width in (1, 2, 5, 100):
+        plan = make_plan(made, tmp_path, ROOM, width=width)
+        planned = [setting for stack in plan.stacks for setting in stack.settings]
+        assert sorted(s.config.digest for s in planned) == sorted(s.config.digest for s in made)
+        for stack in plan.stacks:
+            assert stack.nets <= max(width, 2)  # a run of two nets is never cut
+            assert len({setting.config.stackable() for setting in stack.settings}) == 1
+    noises = [setting.config.noise for setting in plan.stacks[0].settings]
+    assert len([1 for one, other in pairwise(noises) if one != other]) == 2  # of 3 kinds
+
+
+def test_the_width_follows_from_the_memory(toy_cache: Path, tmp_path: Path) -> None:
+    made = settings(read_spec(None, {"loss": "triplet", "seed": range(100), "cache": toy_cache}))
+    assert max(stack.nets for stack in make_plan(made, tmp_path, ROOM).stacks) <= 32
+    assert len(make_plan(made, tmp_path, ROOM, workers=10).stacks) == 10
+    one, two = (make_plan(made[:runs], tmp_path, ROOM).stacks[0].bytes for runs in (1, 2))
+    room = one + 4 * (two - one)
+    assert max(stack.bytes for stack in make_plan(made, tmp_path, room).stacks) == room
+    assert max(stack.nets for stack in make_plan(made, tmp_path, room).stacks) == 5
+    with pytest.raises(ItmfeatError, match="--width 1 to train it nevertheless"):
+        make_plan(made, tmp_path, one - 1)
+
+
+def test_a_diverged_setting_is_named_after_all_others_finished(toy_cache: Path, tmp_path: Path) -> None:
+    grid = {"loss": [{"name": "snll", "schedule.lr": [1e-2, 1e36]}]} | TINY
+    del grid["lr"]
+    for _ in range(2):  # the second time nothing is left to train
+        with pytest.raises(ItmfeatError, match=r"snll-ncr0-s0-\w+ diverged: .* lower learning rate"):
+            sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert sorted(Run(path).finished for path in tmp_path.iterdir()) == [False, True]
+
+
+def test_a_stack_that_fails_does_not_stop_the_others(toy_cache: Path, tmp_path: Path) -> None:
+    grid = GRID | {"loss": "triplet", "noise": 0}
+    first = plan_sweep(cache=toy_cache, runs=tmp_path, **grid).settings[0].config
+    run = Run(tmp_path / first.name)
+    run.start(first)
+    lock = run.lock()
+    where = ["--cache", toy_cache, "--runs", tmp_path, "--width", 1]
+    found = call("sweep", *flags(grid), *where)
+    assert found.exit_code == 1
+    assert f"{first.name} failed: " in found.stderr
+    assert "is being trained right now" in found.stderr
+    os.close(lock)
+    assert call("sweep", *flags(grid), *where).exit_code == 0
+
+
+def test_printed_commands_do_the_same(toy_cache: Path, whole: Path, at: Path) -> None:
+    spec = at / "my study.yaml"
+    spec.write_text(json.dumps(GRID | {"cache": str(toy_cache), "runs": "runs"}))
+    found = call("sweep", spec, "--print-commands", "--width", 6)
+    lines = found.stdout.splitlines()
+    assert lines[1] == f"itmfeat sweep '{spec}' --width 6 --stack 2/2"
+    assert "$SLURM_ARRAY_TASK_ID/2" in found.stderr
+    assert not (at / "runs").exists()
+    for number in (2, 1):
+        result = call("sweep", spec, "--width", 6, "--stack", f"{number}/2")
+        assert result.exit_code == 0, result.stderr
+    assert outcome(at / "runs").keys() == outcome(whole).keys()
+    assert call("sweep", spec, "--width", 6, "--stack", "3/3").exit_code == 2
+
+
+def kill_workers(until: Path, times: int) -> None:
+    """Kill worker processes of this one, each when it has written to `until`."""
+    mine = f"{os.getpid()}"
+    for _ in range(times):
+        while not list(until.glob("*/checkpoint*")):
+            time.sleep(0.01)
+        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", mine], capture_output=True, check=False)
+        for line in listed.stdout.decode().splitlines():
+            if "itmfeat.sweeps.worker" in line:
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+                return
+
+
+@pytest.mark.slow
+def test_workers_do_the_same_though_one_is_killed(toy_cache: Path, whole: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    killer = threading.Thread(target=kill_workers, args=(tmp_path, 1))
+    killer.start()
+    grid = GRID | {"epochs": 30}
+    sweep(cache=toy_cache, runs=tmp_path, workers=2, width=6, tell=events.append, **grid)
+    killer.join()
+    assert [event["event"] for event in events].count("retried") == 1
+    finished = [event["run"] for event in events if event["event"] == "finished"]
+    assert len(finished) == len(set(finished)) == 8
+    alone = tmp_path.parent / "undisturbed"
+    sweep(cache=toy_cache, runs=alone, width=6, **grid)
+    assert outcome(tmp_path) == outcome(alone)
+
+
+@pytest.mark.slow
+def test_what_kills_a_worker_twice_is_named(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ItmfeatError, match=r"and 7 more failed: its process ended with 1, 2 times"):
+        sweep(cache=toy_cache, runs=tmp_path, workers=2, **GRID)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_random_kills_change_nothing(toy_cache: Path, tmp_path: Path, workers: int) -> None:
+    grid = flags(GRID | {"epochs": 30})
+    for name, kills in (("whole", 0), ("killed", 4)):
+        where = ["--cache", str(toy_cache), "--runs", str(tmp_path / name), "--width", "6"]
+        finish_under_kills(["sweep", *grid, *where, "--workers", str(workers)], kills, (3.0, 8.0))
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

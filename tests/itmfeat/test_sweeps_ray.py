@@ -1,0 +1,101 @@
+"""Sweeps on a Ray cluster: two nodes on this machine, of which one dies."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import fails
+
+from itmfeat.errors import MissingPackageError
+from itmfeat.runs import Run
+from itmfeat.sweeps.cluster import Share, connection
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
+EPOCHS = 60
+GRID = ["--loss", "triplet,infonce", "--noise", "0,0.4", "--seed", "0,1,2", "--head", "mean-linear"]
+SIZE = ["--set", "head.dim=8", "--epochs", str(EPOCHS), "--batch-size", "50", "--width", "2"]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of a core each, whose death is found within seconds."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # as others on a busy machine
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    from ray.cluster_utils import Cluster
+
+    size: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    made = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    made.second = made.add_node(**size)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.filterwarnings("default")  # of Ray itself
+def test_twelve_settings_outlive_a_node(toy_cache: Path, tmp_path: Path, cluster: Any) -> None:
+    runs = tmp_path / "runs"
+    where = ["--cache", str(toy_cache), "--runs", str(runs), "--engine", "ray", "--address", cluster.address]
+    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", "sweep", *GRID, *SIZE, *where]
+    process = subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and len({file.parent for file in runs.glob("*/checkpoint*")}) < 3:
+        time.sleep(0.02)  # two stacks of two runs are at work
+    assert process.poll() is None
+    cluster.remove_node(cluster.second, allow_graceful=False)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    finished = [event["run"] for event in events if event["event"] == "finished"]
+    assert len(finished) == len(set(finished)) == 12
+    assert events[-1] == events[-1] | {"event": "done", "finished": 12, "failed": 0, "diverged": 0}
+    assert all(len(Run(path).metrics()) == EPOCHS for path in runs.iterdir())
+    assert sorted(os.listdir(runs)) == sorted(finished)
+
+
+class FakeRay:
+    """What `Share.of` asks of a cluster."""
+
+    def __init__(self, *machines: dict[str, float]) -> None:
+        self._machines = machines
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": resources} for resources in self._machines]
+
+
+def test_what_a_stack_takes_of_a_cluster() -> None:
+    machine = {"CPU": 8.0, "memory": 64e9}
+    assert Share.of(FakeRay(machine, machine), "auto", None, None) == Share(8, 0, 2, 64_000_000_000)
+    assert Share.of(FakeRay(machine, machine), "auto", None, 5) == Share(2, 0, 5, 21_333_333_333)
+    gpus = machine | {"GPU": 2.0}
+    assert Share.of(FakeRay(gpus, gpus), "auto", None, None) == Share(1, 1, 4, None)
+    assert Share.of(FakeRay(gpus, gpus), "cuda", 0.5, 6) == Share(1, 0.5, 6, None)
+    assert Share.of(FakeRay(gpus), "cpu", None, None) == Share(8, 0, 1, 64_000_000_000)
+
+
+def test_wrong_requests(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["sweep", "--loss", "triplet", "--cache", toy_cache]
+    fails(2, "unknown engine 'rya': did you mean 'ray'", *given, "--engine", "rya")
+    fails(2, "--address and --gpus go with --engine ray", *given, "--gpus", "0.5")
+    fails(2, "--gpus is the share of a stack", *given, "--engine", "ray", "--gpus", "0")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fails(4, r"pip install 'itmfeat\[ray\]'", *given, "--engine", "ray")
+    with pytest.raises(MissingPackageError), connection(None):
+        pass
+    assert not list(at.iterdir())
+
+
+@needs_ray
+def test_a_cluster_that_does_not_answer(toy_cache: Path, at: Path) -> None:
+    given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--engine", "ray"]
+    fails(1, "no Ray cluster answers", *given, "--address", "127.0.0.1:1")
