@@ -104,12 +104,19 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
 @command(app)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or json.")] = "table",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json, html or svg.")] = "table",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="html: the dataset's folder, for its pictures; data/DATASET.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="html: where the cache of the runs is now.")] = None,
+    budget: Annotated[float, typer.Option(help="html: megabytes the page may have.")] = 20.0,
+    queries: Annotated[int, typer.Option(help="html: queries of each direction in the gallery.")] = 60,
 ) -> None:
-    """Print a table of finished runs.
+    """Print a table of finished runs, or write a page or figure about them.
 
-    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined.
+    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. `html` is one
+    page with charts and a gallery of what the runs found, `svg` the figure of rSum against the noise ratio.
     """
     from itmfeat.console import note
     from itmfeat.report import collect, render, tabulate
@@ -118,12 +125,26 @@ def report(
     if collected.note:
         note(collected.note)
     tables = tabulate(collected.runs)
-    if output is not None:
-        output.write_text(render(tables, form))
-    elif form == "table" and sys.stdout.isatty():
+    if form == "table" and output is None and sys.stdout.isatty():
         _print_tables(tables)
+        return
+    if form == "html":
+        from itmfeat.report.html import page
+
+        text = page(tables, images=images, cache=cache, budget=budget, queries=queries, note=note)
     else:
-        print(render(tables, form), end="")
+        text = render(tables, form)
+    if output is None:
+        print(text, end="")
+    else:
+        _write(output, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one step, so that nothing half-written stands under its name."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _print_tables(tables: Any) -> None:

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+BINS = 20  # of a histogram of matches, equal parts of [0, 1]
+
 
 def separation(
     clean: NDArray[np.bool_], match: NDArray[np.float32], split: NDArray[np.bool_] | None = None
@@ -24,3 +26,12 @@ def separation(
         found["precision"] = float(np.mean(right / np.maximum(split.sum(1), 1)))
         found["recall"] = float(np.mean(right / clean.sum()))
     return found
+
+
+def histogram(clean: NDArray[np.bool_], match: NDArray[np.float32]) -> dict[str, list[int]]:
+    """How many clean and how many noisy pairs have a match (C,) in each of `BINS` equal parts of [0, 1].
+
+    Pairs not seen yet have the match NaN and do not count.
+    """
+    kinds = {"clean": match[clean], "noisy": match[~clean]}
+    return {kind: np.histogram(of[~np.isnan(of)], BINS, (0.0, 1.0))[0].tolist() for kind, of in kinds.items()}

@@ -2,14 +2,15 @@
 
     folders --collect--> runs --tabulate--> tables --FORMATS--> text
 
-A run folder is all that is read, and a `Table` is all that a format sees. A further format (LaTeX,
-HTML) is one module `as_NAME.py` with a `text(tables)`, and its line in `FORMATS`.
+A run folder is all that is read, and a `Table` is all that a format sees; the HTML page also shows captions
+and pictures, which it asks of the cache and the dataset. A further format is one module `as_NAME.py` with a
+`text(tables)`, and its line in `FORMATS`.
 """
 
 from collections.abc import Callable, Sequence
 
 from itmfeat.errors import unknown
-from itmfeat.report import as_csv, as_json, as_markdown, as_terminal
+from itmfeat.report import as_csv, as_html, as_json, as_markdown, as_svg, as_terminal
 from itmfeat.report.as_terminal import renderable
 from itmfeat.report.collect import Collected, collect
 from itmfeat.report.table import Table, tabulate
@@ -21,6 +22,8 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": as_markdown.text,
     "csv": as_csv.text,
     "json": as_json.text,
+    "html": as_html.text,
+    "svg": as_svg.text,
 }
 
 

@@ -1,0 +1,137 @@
+"""What charts draw: the records of tables and of the logs of their runs, means over seeds.
+
+Each function gives a flat list of records. `table` is a position among the tables, `noise` a percentage;
+`low` and `high` are the mean less and plus one standard deviation, and equal to it for a single run.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from itmfeat.errors import DataError
+from itmfeat.report.table import METRICS, Row, Table
+
+Record = dict[str, Any]
+
+
+def methods(tables: Sequence[Table]) -> list[str]:
+    """All methods of all tables, sorted: the place of one is its colour, its dashes and its mark."""
+    return sorted({row.method for table in tables for row in table.rows})
+
+
+def ratios(tables: Sequence[Table]) -> list[float]:
+    """All noise ratios in percent, ascending."""
+    return sorted({_percent(row) for table in tables for row in table.rows})
+
+
+def scores(tables: Sequence[Table]) -> list[Record]:
+    """The six recalls and rSum of each row."""
+    return [
+        head | {"metric": metric} | spread([run.results.metrics[place] for run in row.runs])
+        for head, row in _rows(tables)
+        for place, metric in enumerate(METRICS)
+    ]
+
+
+def epochs(tables: Sequence[Table]) -> list[Record]:
+    """Validation rSum, loss and AUC (of telling clean from noisy pairs) after each epoch of each row."""
+    found = []
+    for head, row in _rows(tables):
+        values: dict[tuple[str, int], list[float]] = {}
+        for run in row.runs:
+            for measure, epoch, value in _logged(run.path):
+                values.setdefault((measure, epoch), []).append(value)
+        for (measure, epoch), several in sorted(values.items()):
+            found.append(head | {"measure": measure, "epoch": epoch} | spread(several))
+    return found
+
+
+def matches(tables: Sequence[Table]) -> list[Record]:
+    """The share of a row's clean and of its noisy training pairs in each bin of how well they matched."""
+    found = []
+    for head, row in _rows(tables):
+        for kind in ("clean", "noisy"):
+            counts = [run.manifest.match.get(kind, []) for run in row.runs]
+            counts = [each for each in counts if sum(each)]
+            if not counts or not row.noise or len({len(each) for each in counts}) > 1:
+                continue
+            shares = [
+                fmean(bin) for bin in zip(*([n / sum(each) for n in each] for each in counts), strict=True)
+            ]
+            found += [
+                head
+                | {
+                    "pairs": kind,
+                    "match": place / len(shares),
+                    "end": (place + 1) / len(shares),
+                    "share": share,
+                }
+                for place, share in enumerate(shares)
+            ]
+    return found
+
+
+def costs(tables: Sequence[Table]) -> list[Record]:
+    """Seconds of training that a run of each method took: its share, where it trained in a stack."""
+    found = []
+    for place, table in enumerate(tables):
+        seconds: dict[str, list[float]] = {}
+        for run, method in ((run, row.method) for row in table.rows for run in row.runs):
+            if "train" in run.manifest.seconds:
+                share = run.manifest.seconds["train"] / run.manifest.stack
+                seconds.setdefault(method, []).append(share)
+        found += [{"table": place, "method": name} | spread(of) for name, of in sorted(seconds.items())]
+    return found
+
+
+def stacks(tables: Sequence[Table]) -> list[int]:
+    """How many runs trained side by side with each run, each number once."""
+    return sorted({run.manifest.stack for table in tables for row in table.rows for run in row.runs})
+
+
+def spread(values: Sequence[float]) -> Record:
+    """Mean, mean less and plus a standard deviation, and of how many runs."""
+    mean = fmean(values)
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    rounded = {"mean": mean, "std": deviation, "low": mean - deviation, "high": mean + deviation}
+    return {name: round(value, 4) for name, value in rounded.items()} | {"runs": len(values)}
+
+
+def _rows(tables: Sequence[Table]) -> Iterator[tuple[Record, Row]]:
+    """Each row of each table, with what all its records say."""
+    for place, table in enumerate(tables):
+        for row in table.rows:
+            if row.runs:
+                yield {"table": place, "method": row.method, "noise": _percent(row)}, row
+
+
+def _percent(row: Row) -> float:
+    return round(100 * row.noise, 3)
+
+
+@cache
+def _logged(path: Path) -> tuple[tuple[str, int, float], ...]:
+    """Measure, epoch and value, from the log of a run; a value that was no number is left out."""
+    from itmfeat.runs import Run
+
+    try:
+        entries = Run(path).metrics()
+        return tuple(_values(entries))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path / 'metrics.jsonl'} is damaged: leave this run out, or train it again"
+        ) from error
+
+
+def _values(entries: Iterable[Record]) -> Iterator[tuple[str, int, float]]:
+    for entry in entries:
+        told = {
+            "rsum": entry["val"]["rsum"],
+            "loss": entry["loss"],
+            "auc": entry.get("separation", {}).get("auc"),
+        }
+        for measure, value in told.items():
+            if value is not None:
+                yield measure, int(entry["epoch"]), float(value)
