@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-BINS = 20  # of a histogram of matches, equal parts of [0, 1]
+BINS, LOWEST = 24, -6  # of a histogram of matches: equal parts of their decimal logarithm from here to 0
 
 
 def separation(
@@ -29,9 +29,13 @@ def separation(
 
 
 def histogram(clean: NDArray[np.bool_], match: NDArray[np.float32]) -> dict[str, list[int]]:
-    """How many clean and how many noisy pairs have a match (C,) in each of `BINS` equal parts of [0, 1].
+    """How many clean and how many noisy pairs have a match (C,) in each of `BINS` parts of its logarithm.
 
-    Pairs not seen yet have the match NaN and do not count.
+    The first part takes all below 10^`LOWEST` as well. Pairs not seen yet have the match NaN: they do not count.
     """
-    kinds = {"clean": match[clean], "noisy": match[~clean]}
-    return {kind: np.histogram(of[~np.isnan(of)], BINS, (0.0, 1.0))[0].tolist() for kind, of in kinds.items()}
+    seen = ~np.isnan(match)
+    exponent = np.log10(np.maximum(match, 10.0**LOWEST)).clip(LOWEST, 0)
+    kinds = {"clean": seen & clean, "noisy": seen & ~clean}
+    return {
+        kind: np.histogram(exponent[which], BINS, (LOWEST, 0))[0].tolist() for kind, which in kinds.items()
+    }

@@ -5,10 +5,12 @@ style sheet, so that they follow the reader's light or dark mode. Every method h
 of its own, so that no chart needs colour to be read.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from itmfeat.errors import MissingPackageError
+from itmfeat.noise.separation import LOWEST
 from itmfeat.report.html import measures
 from itmfeat.report.table import Table
 
@@ -35,12 +37,12 @@ def bundle() -> str:
     import vl_convert
 
     version = ".".join(library().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script = str(vl_convert.javascript_bundle(vl_version=version))
+    script = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version))
     return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
 def specifications(tables: Sequence[Table]) -> dict[str, dict[str, Any]]:
-    """Each chart that the runs have something to show in, by name; they draw themselves as wide as they may."""
+    """Each chart that the runs have something to show in, by name; each is as wide as its place."""
     names = measures.methods(tables)
     logged = measures.epochs(tables)
     of = {
@@ -122,12 +124,9 @@ def _loss(records: list[measures.Record], ratios: list[float]) -> Any:
     dash = alt.StrokeDash(
         "noise:O", legend=None, scale=alt.Scale(domain=ratios, range=_cycle(DASHES, ratios))
     )
-    values = [record["mean"] for record in records]
-    # The losses of the first epochs may be a hundred times those of the last.
-    kind = "log" if 0 < WIDE * min(values) < max(values) else "linear"
     base = alt.Chart(alt.Data(values=records)).encode(
         x=_epoch_axis(records),
-        y=alt.Y("mean:Q", title=None, scale=alt.Scale(type=kind, zero=False), axis=alt.Axis(tickCount=4)),
+        y=_loss_axis([record["mean"] for record in records]),
         color=colour,
         tooltip=_tooltip("epoch:Q", "loss"),
     )
@@ -141,8 +140,9 @@ def _histogram(records: list[measures.Record]) -> Any:
     alt = library()
     bars = alt.Chart(alt.Data(values=records)).mark_bar(binSpacing=0.5)
     ratio = max(record["noise"] for record in records)
+    decades = alt.Axis(values=[10.0**power for power in range(LOWEST, 1)], format="~g", labelOverlap=True)
     chart = bars.encode(
-        x=alt.X("match:Q", bin="binned", title="match", axis=alt.Axis(tickCount=5)),
+        x=alt.X("match:Q", title="match", scale=alt.Scale(type="log"), axis=decades),
         x2="end:Q",
         y=alt.Y("share:Q", title="share", stack=None, axis=alt.Axis(format="%", tickCount=4)),
         color=alt.Color(
@@ -155,8 +155,8 @@ def _histogram(records: list[measures.Record]) -> Any:
         stroke=alt.condition("datum.pairs == 'clean'", alt.value(None), alt.value("var(--noisy)")),
         tooltip=[
             alt.Tooltip("pairs:N", title="pairs"),
-            alt.Tooltip("match:Q", format=".2f", title="match from"),
-            alt.Tooltip("end:Q", format=".2f", title="to"),
+            alt.Tooltip("match:Q", format=".2~g", title="match from"),
+            alt.Tooltip("end:Q", format=".2~g", title="to"),
             alt.Tooltip("share:Q", format=".1%"),
         ],
     )
@@ -225,7 +225,7 @@ def _lines(
 
 
 def _filtered(chart: Any, *tests: str, **parameters: Any) -> Any:
-    """The chart as wide as its place, with what the reader chose: the table, the methods, and `parameters`."""
+    """The chart with what the reader may choose: the table, the methods, and `parameters`."""
     alt = library()
     chosen = {"table": 0, "shown": None} | parameters
     for test in ("datum.table == table", "shown == null || indexof(shown, datum.method) >= 0", *tests):
@@ -246,6 +246,16 @@ def _epoch_axis(records: list[measures.Record]) -> Any:
     last = max(record["epoch"] for record in records)
     axis = alt.Axis(tickMinStep=1, format="d", tickCount=min(last, 8))
     return alt.X("epoch:Q", title="epoch", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=10))
+
+
+def _loss_axis(values: list[float]) -> Any:
+    """Logarithmic, by decades, where the losses of the first epochs are many times those of the last."""
+    alt = library()
+    if not 0 < WIDE * min(values) < max(values):
+        return alt.Y("mean:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    axis = alt.Axis(values=[10.0**power for power in range(first, last + 1)], format="~g")
+    return alt.Y("mean:Q", title=None, scale=alt.Scale(type="log"), axis=axis)
 
 
 def _tooltip(x: str, title: str, form: str = ".4~g") -> list[Any]:

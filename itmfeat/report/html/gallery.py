@@ -1,4 +1,4 @@
-"""The gallery: which queries it shows, and what the page has to know to draw them, within a budget of bytes."""
+"""The gallery: which queries it shows, and what the page has to know of them, within a budget of bytes."""
 
 import json
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Gallery:
         }
 
     def add(self, way: str, query: int, drawn: bool, root: Path | None, room: int) -> int:
-        """Take a query in if what it needs beside all that is here fits into `room` bytes: how many it took."""
+        """Take a query in if what it adds fits into `room` bytes; how many it took, 0 if it found no room."""
         asked = self.asked
         hits = asked.found[way][:, query]  # (N, 10)
         own = np.flatnonzero(asked.caption_image == query).tolist() if way == "i2t" else [query]
@@ -100,9 +100,9 @@ def gallery(asked: Asked, root: Path | None, budget: int, queries: int) -> Galle
 def choose(asked: Asked, way: str, count: int) -> list[tuple[int, bool]]:
     """At most so many queries of a direction, and whether each was drawn at random.
 
-    Two of three are those about which the runs disagree most (by the deviation of the place of the first right
-    hit), in random order where they disagree equally; every third is drawn from the others, so that one sees
-    more than extremes.
+    Two of three are those about which the runs disagree most (by the deviation of the place of the first
+    right hit), in random order where they disagree equally; every third is drawn from the others, so that one
+    sees more than extremes.
     """
     spread = asked.first[way].std(axis=0)  # (queries,)
     draw = np.random.default_rng(SEED).permutation(len(spread))

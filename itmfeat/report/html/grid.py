@@ -31,7 +31,8 @@ def _heads(repeated: bool) -> str:
     names += ["Seeds"] if repeated else []
     shown = ["Noise (%)", "Method", *(what for _, what in HEADINGS), "Seeds"]
     buttons = "".join(
-        f"<th scope='col'{_kind(name)}><button type='button' aria-label='sort by {name}'>{label}</button></th>"
+        f"<th scope='col'{_kind(name)}>"
+        f"<button type='button' aria-label='sort by {name}'>{label}</button></th>"
         for name, label in zip(names, shown, strict=False)
     )
     return f"<tr><td colspan='2'></td>{groups}<td colspan='{len(names) - 8}'></td></tr><tr>{buttons}</tr>"

@@ -115,16 +115,14 @@ def _lists(run: Path, images: int, captions: int) -> dict[str, Ints]:
     file = run / "retrieved.safetensors"
     try:
         lists = load(file.read_bytes())
-        sizes = {"i2t": (images, captions), "t2i": (captions, images)}
-        fits = all(
-            lists[way].ndim == 2
-            and len(lists[way]) == queries
-            and lists[way].min() >= 0
-            and lists[way].max() < kinds
-            for way, (queries, kinds) in sizes.items()
-        )
+        fits = _fit(lists["i2t"], images, captions) and _fit(lists["t2i"], captions, images)
     except (OSError, SafetensorError, KeyError, ValueError):
         fits = False
     if not fits:
         raise DataError(f"{file} is missing or does not fit the test split; delete {run} and train again")
     return lists
+
+
+def _fit(ids: Ints, queries: int, things: int) -> bool:
+    """Whether there is a list for each query, of ids that exist."""
+    return ids.ndim == 2 and len(ids) == queries and bool(ids.min() >= 0 and ids.max() < things)

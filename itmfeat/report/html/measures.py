@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from itmfeat.errors import DataError
+from itmfeat.noise.separation import LOWEST
 from itmfeat.report.table import METRICS, Row, Table
 
 Record = dict[str, Any]
@@ -49,28 +50,26 @@ def epochs(tables: Sequence[Table]) -> list[Record]:
 
 
 def matches(tables: Sequence[Table]) -> list[Record]:
-    """The share of a row's clean and of its noisy training pairs in each bin of how well they matched."""
+    """The share of a noisy row's clean and of its noisy pairs in each bin, `match` to `end`, of the match."""
     found = []
     for head, row in _rows(tables):
-        for kind in ("clean", "noisy"):
-            counts = [run.manifest.match.get(kind, []) for run in row.runs]
-            counts = [each for each in counts if sum(each)]
-            if not counts or not row.noise or len({len(each) for each in counts}) > 1:
-                continue
-            shares = [
-                fmean(bin) for bin in zip(*([n / sum(each) for n in each] for each in counts), strict=True)
-            ]
+        for kind in ("clean", "noisy") if row.noise else ():
+            shares = _shares([run.manifest.match.get(kind, []) for run in row.runs])
+            edges = [10 ** (LOWEST * (1 - place / len(shares))) for place in range(len(shares))]
             found += [
-                head
-                | {
-                    "pairs": kind,
-                    "match": place / len(shares),
-                    "end": (place + 1) / len(shares),
-                    "share": share,
-                }
-                for place, share in enumerate(shares)
+                head | {"pairs": kind, "match": low, "end": high, "share": share}
+                for low, high, share in zip(edges, [*edges[1:], 1.0], shares, strict=True)
             ]
     return found
+
+
+def _shares(histograms: list[list[int]]) -> list[float]:
+    """The mean over runs of the share of each bin; empty where none was recorded, or not in the same bins."""
+    filled = [counts for counts in histograms if sum(counts)]
+    if len({len(counts) for counts in filled}) != 1:
+        return []
+    shares = ([count / sum(counts) for count in counts] for counts in filled)
+    return [round(fmean(several), 5) for several in zip(*shares, strict=True)]
 
 
 def costs(tables: Sequence[Table]) -> list[Record]:
@@ -120,9 +119,8 @@ def _logged(path: Path) -> tuple[tuple[str, int, float], ...]:
         entries = Run(path).metrics()
         return tuple(_values(entries))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path / 'metrics.jsonl'} is damaged: leave this run out, or train it again"
-        ) from error
+        file = path / "metrics.jsonl"
+        raise DataError(f"{file} is damaged: leave this run out, or train it again") from error
 
 
 def _values(entries: Iterable[Record]) -> Iterator[tuple[str, int, float]]:

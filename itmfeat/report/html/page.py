@@ -1,4 +1,4 @@
-"""The page: sections from what there is to show, one file with all it needs, and a policy that forbids more."""
+"""The page: sections from what there is to show, all it needs in one file, and a policy that forbids more."""
 
 import base64
 import hashlib
@@ -56,9 +56,7 @@ def page(
 def _root(one: Asked, images: Path | None, note: Note) -> Path | None:
     """Where the image files of a dataset lie; None, and a note, if they are not to be found."""
     root = images or Path("data") / one.dataset
-    if (root / one.files[0]).exists() or (
-        root.is_dir() and any((root / name).exists() for name in one.files)
-    ):
+    if any((root / name).exists() for name in one.files):
         return root
     note(f"there are no pictures of {one.dataset} in {root}, so the gallery names them; see --images")
     return None
@@ -79,11 +77,7 @@ def _tell(shown: Sequence[Gallery], size: int, budget: float, note: Note) -> Non
             named = "; ".join(f"{way} {', '.join(map(str, ids))}" for way, ids in left.items())
             count = sum(map(len, left.values()))
             note(f"left out {count} queries to stay below {budget:g} MB (--budget): {named}")
-    over = (
-        ""
-        if size <= budget * MEGABYTE
-        else f", more than the {budget:g} MB of --budget even without a gallery"
-    )
+    over = f", more than --budget {budget:g} even without a gallery" if size > budget * MEGABYTE else ""
     note(f"the page has {size / MEGABYTE:.1f} MB{over}")
 
 

@@ -28,7 +28,8 @@ def made(tables: Sequence[Table], drawn: dict[str, Any], gallery: bool) -> list[
 
 def section(name: str, title: str, contents: str) -> str:
     """A section under its heading."""
-    return f"<section id='{name}' aria-labelledby='{name}-title'><h2 id='{name}-title'>{title}</h2>{contents}</section>"
+    head = f"<h2 id='{name}-title'>{title}</h2>"
+    return f"<section id='{name}' aria-labelledby='{name}-title'>{head}{contents}</section>"
 
 
 def controls(tables: Sequence[Table]) -> str:
@@ -53,7 +54,8 @@ def _box(method: str, place: int) -> str:
         f"<path d='M1 7H33' stroke='{colour}' stroke-width='2' stroke-dasharray='{dash}'/>"
         f"<path d='{SHAPES[mark]}' fill='{colour}'/></svg>"
     )
-    return f"<label class='key'><input type='checkbox' name='method' value='{name}' checked>{swatch}{name}</label>"
+    box = f"<input type='checkbox' name='method' value='{name}' checked>"
+    return f"<label class='key'>{box}{swatch}{name}</label>"
 
 
 # The marks of the charts around (17, 7), as paths.
@@ -69,13 +71,21 @@ SHAPES = {
 
 def _choice(signal: str, label: str, options: Iterable[tuple[Any, str]], chosen: Any) -> str:
     """A menu that sets a parameter of charts."""
-    listed = "".join(
-        f"<option value='{escape(json.dumps(value))}'{' selected' if value == chosen else ''}>{escape(name)}</option>"
-        for value, name in options
-    )
-    return (
-        f"<label class='choice'><span>{label}</span><select data-signal='{signal}'>{listed}</select></label>"
-    )
+    listed = []
+    for value, name in options:
+        selected = " selected" if value == chosen else ""
+        listed.append(f"<option value='{escape(json.dumps(value))}'{selected}>{escape(name)}</option>")
+    menu = f"<select data-signal='{signal}'>{''.join(listed)}</select>"
+    return f"<label class='choice'><span>{label}</span>{menu}</label>"
+
+
+def _hint(text: str) -> str:
+    return f"<p class='hint'>{text}</p>"
+
+
+def _tools(*parts: str) -> str:
+    """A line of menus, legends and hints."""
+    return f"<div class='tools'>{''.join(parts)}</div>"
 
 
 def _chart(name: str, title: str = "", method: str = "") -> str:
@@ -89,14 +99,14 @@ def _noise() -> str:
     ways = {"i2t": "image → text ", "t2i": "text → image ", "": ""}
     names = [ways[way] + what for way, what in HEADINGS]
     menu = _choice("metric", "Metric", zip(METRICS, names, strict=True), "rsum")
-    hint = "Mean over seeds; the band is one standard deviation. Point at a mark for its value."
-    return f"<div class='tools'>{menu}<p class='hint'>{hint}</p></div>{_chart('noise')}"
+    hint = _hint("Mean over seeds; the band is one standard deviation. Point at a mark for its value.")
+    return _tools(menu, hint) + _chart("noise")
 
 
 def _tables(tables: Sequence[Table]) -> str:
-    hint = (
-        "<p class='hint'>Recalls in percent. Of each noise ratio <b>bold</b> is best and <u>underlined</u> second. "
-        "A heading sorts by its column.</p>"
+    hint = _hint(
+        "Recalls in percent. Of each noise ratio <b>bold</b> is best and <u>underlined</u> second. "
+        "A heading sorts by its column."
     )
     return hint + "".join(grid(table, place) for place, table in enumerate(tables))
 
@@ -104,13 +114,13 @@ def _tables(tables: Sequence[Table]) -> str:
 def _training(tables: Sequence[Table], drawn: dict[str, Any]) -> str:
     if "rsum" not in drawn:
         return ""
-    menu = _noise_choice("noise_training", measures.ratios(tables))
-    steps = _shades(measures.ratios(tables))
+    ratios = measures.ratios(tables)
+    hint = _hint("Each method has a scale of its own: losses do not compare.")
     return (
-        f"<h3>Validation rSum after each epoch</h3><div class='tools'>{menu}</div>{_chart('rsum')}"
+        "<h3>Validation rSum after each epoch</h3>"
+        f"{_tools(_noise_choice('noise_training', ratios))}{_chart('rsum')}"
         "<h3>Training loss after each epoch</h3>"
-        f"<div class='tools'><p class='hint'>Each method has a scale of its own: losses do not compare.</p>{steps}</div>"
-        f"{_multiples(tables, drawn, 'loss')}"
+        f"{_tools(_shades(ratios), hint)}{_multiples(tables, drawn, 'loss')}"
     )
 
 
@@ -118,31 +128,30 @@ def _separation(tables: Sequence[Table], drawn: dict[str, Any]) -> str:
     if "auc" not in drawn:
         return ""
     menu = _noise_choice("noise_separation", [ratio for ratio in measures.ratios(tables) if ratio])
-    found = (
-        f"<div class='tools'>{menu}<p class='hint'>The true pairs are known, so every epoch tells how well the match "
-        "of a training pair (1 where the nets are sure that its caption and image belong together) separates "
-        f"clean from noisy ones: an AUC of 1 is perfect, 0.5 is chance.</p></div>"
-        f"<h3>AUC after each epoch</h3>{_chart('auc')}"
+    hint = _hint(
+        "The true pairs are known, so every epoch tells how well the match of a training pair (1 where the nets "
+        "are sure that its caption and image belong together) separates clean from noisy ones: an AUC of 1 is "
+        "perfect, 0.5 is chance."
     )
     panels = _multiples(tables, drawn, "match")
-    if panels:
-        found += (
-            "<h3>Match of clean and of noisy pairs in the last epoch</h3><div class='tools'><ul class='swatches'>"
-            "<li><i class='clean'></i>clean</li><li><i class='noisy'></i>noisy</li></ul>"
-            f"<p class='hint'>Shares of the clean and of the noisy pairs.</p></div>{panels}"
-        )
-    return found
+    kinds = "<ul class='swatches'><li><i class='clean'></i>clean</li><li><i class='noisy'></i>noisy</li></ul>"
+    matched = (
+        "<h3>Match of clean and of noisy pairs in the last epoch</h3>"
+        f"{_tools(kinds, _hint('Shares of the clean and of the noisy pairs.'))}{panels}"
+    )
+    found = f"{_tools(menu, hint)}<h3>AUC after each epoch</h3>{_chart('auc')}"
+    return found + (matched if panels else "")
 
 
 def _cost(tables: Sequence[Table]) -> str:
-    stacks = [size for size in measures.stacks(tables) if size > 1]
+    stacks = [str(size) for size in measures.stacks(tables) if size > 1]
     told = (
-        f"Runs trained in stacks of {' or '.join(map(str, stacks))} count with an equal share of their stack, "
-        "so methods that trained in one stack do not differ here."
+        f"Runs that trained in a stack of {' or '.join(stacks)} count with an equal share of it, so methods that "
+        "trained in one stack do not differ here."
         if stacks
         else "Each run trained alone."
     )
-    return f"<p class='hint'>Seconds of training a run, mean over noise ratios and seeds. {told}</p>{_chart('cost')}"
+    return _hint(f"Seconds of training a run, mean over noise ratios and seeds. {told}") + _chart("cost")
 
 
 def _multiples(tables: Sequence[Table], drawn: dict[str, Any], kind: str) -> str:
