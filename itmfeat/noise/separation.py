@@ -31,7 +31,7 @@ def separation(
 def histogram(clean: NDArray[np.bool_], match: NDArray[np.float32]) -> dict[str, list[int]]:
     """How many clean and how many noisy pairs have a match (C,) in each of `BINS` parts of its logarithm.
 
-    The first part takes all below 10^`LOWEST` as well. Pairs not seen yet have the match NaN: they do not count.
+    The first part takes all below 10^`LOWEST` as well. Pairs not seen yet, with the match NaN, do not count.
     """
     seen = ~np.isnan(match)
     exponent = np.log10(np.maximum(match, 10.0**LOWEST)).clip(LOWEST, 0)

@@ -138,13 +138,19 @@ def _loss(records: list[measures.Record], ratios: list[float]) -> Any:
 def _histogram(records: list[measures.Record]) -> Any:
     """How well one method matched its clean and its noisy pairs, as shares of each kind."""
     alt = library()
-    bars = alt.Chart(alt.Data(values=records)).mark_bar(binSpacing=0.5)
+    bars = alt.Chart(alt.Data(values=records)).mark_rect(clip=True)
     ratio = max(record["noise"] for record in records)
-    decades = alt.Axis(values=[10.0**power for power in range(LOWEST, 1)], format="~g", labelOverlap=True)
+    decades = alt.Axis(
+        values=[10.0**power for power in range(LOWEST, 1, 2)],
+        labelExpr="datum.value < 0.01 ? format(datum.value, '.0e') : datum.value",
+    )
     chart = bars.encode(
-        x=alt.X("match:Q", title="match", scale=alt.Scale(type="log"), axis=decades),
+        x=alt.X(
+            "match:Q", title="match", scale=alt.Scale(type="log", domain=[10.0**LOWEST, 1]), axis=decades
+        ),
         x2="end:Q",
-        y=alt.Y("share:Q", title="share", stack=None, axis=alt.Axis(format="%", tickCount=4)),
+        y=alt.Y("share:Q", title="share", axis=alt.Axis(format="~%", tickCount=4)),
+        y2=alt.datum(0),
         color=alt.Color(
             "pairs:N",
             legend=None,
@@ -185,8 +191,7 @@ def _cost(records: list[measures.Record], names: list[str]) -> Any:
         x=alt.value(0), text="label:N"
     )
     return _filtered(bars + ends + labels).properties(
-        height=alt.Step(46),
-        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        height=46 * len({record["method"] for record in records}),
         description="Seconds of training a run took, a bar a method.",
     )
 
@@ -286,7 +291,7 @@ def _variables(name: str, count: int) -> list[str]:
 
 def _plain(chart: Any) -> dict[str, Any]:
     """The chart as Vega-Lite, without the address of its schema."""
-    found: dict[str, Any] = chart.to_dict()
+    found: dict[str, Any] = chart.to_dict(validate=False)  # the parts are, when they are made
     found.pop("$schema", None)
     found.pop("config", None)
     return found

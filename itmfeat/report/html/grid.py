@@ -46,7 +46,7 @@ def _kind(name: str) -> str:
 def _row(row: Row, repeated: bool) -> str:
     """One row, with unrounded numbers to sort by."""
     method = escape(row.method)
-    cells = "".join(_cell(cell) for cell in row.cells)
+    cells = "".join(_cell(cell, repeated) for cell in row.cells)
     seeds = f"<td data-value='{len(row.runs)}'>{len(row.runs)}</td>" if repeated else ""
     return (
         f"<tr data-method='{method}'><td data-value='{row.noise}'>{percent(row.noise)}</td>"
@@ -54,7 +54,11 @@ def _row(row: Row, repeated: bool) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
-    """A number; bold is the best of its noise ratio, underlined the second."""
-    deviation = "" if cell.std is None else f" <small>±{cell.std:.1f}</small>"
+def _cell(cell: Cell, repeated: bool) -> str:
+    """A number; bold is the best of its noise ratio, underlined the second.
+
+    Where other rows have a deviation, its place stays empty, so that the numbers of a column stand in line.
+    """
+    told = "" if cell.std is None else f"±{cell.std:.1f}"
+    deviation = f" <small>{told}</small>" if repeated else ""
     return f"<td data-value='{cell.mean}'{MARKS[cell.place]}><span>{cell.mean:.1f}</span>{deviation}</td>"

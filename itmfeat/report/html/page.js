@@ -47,7 +47,8 @@ async function draw(box) {
     if (parameter.name in chosen) parameter.value = chosen[parameter.name];
   }
   const tooltip = { disableDefaultStyle: true };
-  const options = { actions: false, ast: true, config: look, defaultStyle: false, renderer: "svg", tooltip };
+  const quiet = { actions: false, defaultStyle: false, logLevel: 1 }; // errors, not that a filter left nothing
+  const options = { ...quiet, ast: true, config: look, renderer: "svg", tooltip };
   const { view } = await vegaEmbed(box, chart, options);
   views.set(box, view);
   for (const parameter of chart.params) set(box, view, parameter.name);
@@ -59,8 +60,20 @@ function set(box, view, name) {
   if (known && name in chosen) view.signal(name, chosen[name]);
 }
 
+/** Small charts go where they have nothing to show: their method is not shown, or has no run of that noise. */
+function tidy() {
+  every(".multiples .panel").forEach((panel) => {
+    const chart = charts[panel.querySelector(".chart").dataset.chart];
+    const noise = chart.params.map(({ name }) => name).find((name) => name.startsWith("noise_"));
+    const met = !noise || chart.data.values.some((record) => record.noise === (chosen[noise] ?? record.noise));
+    panel.hidden = !met || (chosen.shown && !chosen.shown.includes(panel.dataset.method));
+  });
+  window.dispatchEvent(new Event("resize")); // a chart that was hidden had no width
+}
+
 function choose(name, value) {
   chosen[name] = value;
+  tidy();
   for (const [box, view] of views) {
     set(box, view, name);
     view.runAsync();
@@ -82,11 +95,10 @@ const boxes = every("input[name=method]");
 function filter() {
   const shown = boxes.filter((box) => box.checked).map((box) => box.value);
   choose("shown", shown);
-  every("[data-method]").forEach((element) => {
-    element.hidden = !shown.includes(element.dataset.method);
+  every("tr[data-method]").forEach((row) => {
+    row.hidden = !shown.includes(row.dataset.method);
   });
   every(".sortable").forEach(markBlocks);
-  window.dispatchEvent(new Event("resize")); // a chart that was hidden had no width
 }
 
 boxes.forEach((box) => box.addEventListener("change", filter));

@@ -129,9 +129,9 @@ def _separation(tables: Sequence[Table], drawn: dict[str, Any]) -> str:
         return ""
     menu = _noise_choice("noise_separation", [ratio for ratio in measures.ratios(tables) if ratio])
     hint = _hint(
-        "The true pairs are known, so every epoch tells how well the match of a training pair (1 where the nets "
-        "are sure that its caption and image belong together) separates clean from noisy ones: an AUC of 1 is "
-        "perfect, 0.5 is chance."
+        "The true pairs are known, so every epoch tells how well the match of a training pair (1 where the "
+        "nets are sure that its caption and image belong together) separates clean from noisy ones: an AUC "
+        "of 1 is perfect, 0.5 is chance."
     )
     panels = _multiples(tables, drawn, "match")
     kinds = "<ul class='swatches'><li><i class='clean'></i>clean</li><li><i class='noisy'></i>noisy</li></ul>"
@@ -146,8 +146,8 @@ def _separation(tables: Sequence[Table], drawn: dict[str, Any]) -> str:
 def _cost(tables: Sequence[Table]) -> str:
     stacks = [str(size) for size in measures.stacks(tables) if size > 1]
     told = (
-        f"Runs that trained in a stack of {' or '.join(stacks)} count with an equal share of it, so methods that "
-        "trained in one stack do not differ here."
+        f"Runs that trained in a stack of {' or '.join(stacks)} count with an equal share of it, so methods "
+        "that trained in one stack do not differ here."
         if stacks
         else "Each run trained alone."
     )
