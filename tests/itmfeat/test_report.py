@@ -211,7 +211,7 @@ def test_csv_says_what_json_says(runs: Path) -> None:
 def test_an_unknown_format_names_the_nearest(runs: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'markdown'"):
         render(tables_of(runs), "markdwon")
-    assert list(FORMATS) == ["table", "markdown", "csv", "json"]
+    assert list(FORMATS) == ["table", "markdown", "csv", "json", "html", "svg"]
 
 
 # --- names ---

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -133,6 +134,15 @@ def test_captions_cannot_leave_their_element(report: Path) -> None:
     assert "<img src=x" not in text
     assert text.count("<script") == text.count("</script>") == 5  # three of data, Vega, and the page's own
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\';' in text
+
+
+def test_names_with_markup_are_shown_as_they_are(tables: list[Table]) -> None:
+    rows = tuple(replace(row, method=f"<b>'{row.method}'") for row in tables[0].rows)
+    text = page([replace(tables[0], dataset="<i>", rows=rows)], queries=0)
+    assert "<b>'" not in text
+    assert "<i>:" not in text
+    assert "<title>&lt;i&gt;: itmfeat report" in text
+    assert "data-method='&lt;b&gt;&#x27;snll&#x27;'" in text
 
 
 def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], tmp_path: Path) -> None:
@@ -306,6 +316,20 @@ def test_filters_and_sorting(browser: Any, report: Path, width: int) -> None:
     assert window.page.get_attribute("th:has(button[aria-label='sort by rSum'])", "aria-sort") == "descending"
     window.page.click("thead button[aria-label='sort by Method']")
     assert window.text("tbody th") == ["snll", "snll", "triplet", "triplet"]
+    window.done()
+
+
+@pytest.mark.slow
+def test_charts_of_several_tables(browser: Any, tables: list[Table], pictures: Path, tmp_path: Path) -> None:
+    lone = replace(tables[0], protocol="5k", rows=tables[0].rows[:2])
+    (tmp_path / "two.html").write_text(page([tables[0], lone], images=pictures, queries=2), encoding="utf-8")
+    window = Opened(browser, tmp_path / "two.html", 390)
+    points = "document.querySelectorAll('[data-chart=noise] [aria-roledescription=point]').length"
+    window.page.wait_for_function(f"{points} === 4")
+    window.page.get_by_label("Charts show").select_option(label=lone.title)
+    window.page.wait_for_function(f"{points} === 2")
+    assert window.page.get_by_label("Run A").locator("option").count() == 8  # no run twice
+    window.through()
     window.done()
 
 

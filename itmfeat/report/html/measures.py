@@ -6,12 +6,13 @@ Each function gives a flat list of records. `table` is a position among the tabl
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from itmfeat.errors import DataError
-from itmfeat.noise.separation import LOWEST
+from itmfeat.noise.separation import BINS, LOWEST
 from itmfeat.report.table import METRICS, Row, Table
 
 Record = dict[str, Any]
@@ -52,22 +53,20 @@ def epochs(tables: Sequence[Table]) -> list[Record]:
 def matches(tables: Sequence[Table]) -> list[Record]:
     """The share of a noisy row's clean and of its noisy pairs in each bin, `match` to `end`, of the match."""
     found = []
+    edges = [10.0 ** (LOWEST * (1 - place / BINS)) for place in range(BINS + 1)]
     for head, row in _rows(tables):
         for kind in ("clean", "noisy") if row.noise else ():
             shares = _shares([run.manifest.match.get(kind, []) for run in row.runs])
-            edges = [10 ** (LOWEST * (1 - place / len(shares))) for place in range(len(shares))]
             found += [
                 head | {"pairs": kind, "match": low, "end": high, "share": share}
-                for low, high, share in zip(edges, [*edges[1:], 1.0], shares, strict=True)
+                for (low, high), share in zip(pairwise(edges), shares, strict=False)
             ]
     return found
 
 
 def _shares(histograms: list[list[int]]) -> list[float]:
-    """The mean over runs of the share of each bin; empty where none was recorded, or not in the same bins."""
-    filled = [counts for counts in histograms if sum(counts)]
-    if len({len(counts) for counts in filled}) != 1:
-        return []
+    """The mean over runs of the share of each bin; empty where none was recorded."""
+    filled = [counts for counts in histograms if len(counts) == BINS and sum(counts) > 0]
     shares = ([count / sum(counts) for count in counts] for counts in filled)
     return [round(fmean(several), 5) for several in zip(*shares, strict=True)]
 

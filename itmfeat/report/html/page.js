@@ -190,7 +190,8 @@ function list(of, way, query, run, letter) {
 function card(of, way, query, runs) {
   const space = galleries[of];
   const image = way === "t2i" ? space.captions[query.id][1] : query.id;
-  const title = way === "t2i" ? space.captions[query.id][0] : `Image ${space.images[image][0]}`;
+  const file = space.images[image][0].split("/").pop();
+  const title = way === "t2i" ? space.captions[query.id][0] : `Image ${file}`;
   const why = query.drawn ? "drawn at random" : "chosen because runs disagree";
   const lists = runs.map(([letter, run]) => list(of, way, query, run, letter));
   const about = make("figcaption", { textContent: way === "t2i" ? "the image it belongs to" : "the query" });
