@@ -119,8 +119,11 @@ def report(
     page with charts and a gallery of what the runs found, `svg` the figure of rSum against the noise ratio.
     """
     from itmfeat.console import note
+    from itmfeat.errors import UsageError
     from itmfeat.report import collect, render, tabulate
 
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or name another -o")
     collected = collect(runs)
     if collected.note:
         note(collected.note)
@@ -143,8 +146,11 @@ def report(
 def _write(path: Path, text: str) -> None:
     """Write a file in one step, so that nothing half-written stands under its name."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _print_tables(tables: Any) -> None:

@@ -145,13 +145,19 @@ def test_names_with_markup_are_shown_as_they_are(tables: list[Table]) -> None:
     assert "data-method='&lt;b&gt;&#x27;snll&#x27;'" in text
 
 
-def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], tmp_path: Path) -> None:
+def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], runs: Path, at: Path) -> None:
     told: list[str] = []
-    text = page(tables, images=tmp_path, queries=2, note=told.append)
-    assert stored(text, "thumbnails") == [{}]
-    assert "no pictures of hostile" in told[0]
+    assert stored(page(tables, queries=2, note=told.append), "thumbnails") == [{}]
+    assert "no pictures of hostile in data/hostile" in told[0]
+    with pytest.raises(DataError, match="holds no picture of these runs"):
+        page(tables, images=at)
+    with pytest.raises(DataError, match=r"7 more cannot be shown in the gallery: .* is no cache"):
+        page(tables, cache=at)
+    cache = runs.parent / "cache"
+    cache.rename(runs.parent / "away")
     told.clear()
-    text = page(tables, images=tmp_path, cache=tmp_path, note=told.append)
+    text = page(tables, note=told.append)
+    (runs.parent / "away").rename(cache)
     assert "<section id='gallery'" not in text
     assert "7 more cannot be shown in the gallery: its cache is not where it was" in told[0]
 
@@ -218,6 +224,7 @@ def test_from_the_command_line(runs: Path, pictures: Path, at: Path) -> None:
     assert (at / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert not list(at.glob("*.part"))
     fails(2, "--budget must be above 0", *options, "--budget", 0)
+    fails(2, "there is no folder", *options, "-o", at / "none" / "report.html")
 
 
 def test_without_altair_one_sentence_names_the_package(

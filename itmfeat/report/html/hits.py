@@ -90,11 +90,11 @@ def _asked(group: list[tuple[Row, Run]], cache: Path | None) -> Asked:
     from itmfeat.runs import open_run
 
     first = group[0][1]
-    folder = cache or (Path(first.manifest.cache) if first.manifest.cache else None)
-    if folder is None or not (folder / "dataset.h5").exists():
+    recorded = first.manifest.cache
+    if cache is None and (recorded is None or not (Path(recorded) / "dataset.h5").exists()):
         raise DataError("its cache is not where it was; say where with --cache")
     config = open_run(first.path).config()
-    features = reopen(folder, config.data)
+    features = reopen(cache or Path(str(recorded)), config.data)
     pairs, index = features.pairs("test", config.data.captions_per_image), features.cache.index
     lists = [_lists(run.path, len(pairs.images), len(pairs.captions)) for _, run in group]
     return Asked(

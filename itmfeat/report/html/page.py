@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from itmfeat.errors import Note, UsageError, silent
+from itmfeat.errors import DataError, Note, UsageError, silent
 from itmfeat.report.html import charts, measures
 from itmfeat.report.html.gallery import Gallery, galleries
 from itmfeat.report.html.hits import WAYS, Asked, asked
@@ -43,23 +43,32 @@ def page(
     parts: dict[str, Any] = {"charts": charts.specifications(tables), "galleries": [], "thumbnails": []}
     room = int(budget * MEGABYTE) - len(_filled(tables, [], parts).encode()) - FRAME
     found, problems = asked(tables, cache) if queries else ([], [])
-    roots = [_root(one, images, note) for one in found]
-    shown = galleries(found, roots, room, queries)
+    if cache and problems and not found:
+        raise DataError(problems[0])
     for problem in problems:
         note(problem)
+    shown = galleries(found, _roots(found, images, note), room, queries)
     parts |= {"galleries": [one.data for one in shown], "thumbnails": [one.thumbnails for one in shown]}
     whole = _filled(tables, shown, parts)
     _tell(shown, len(whole.encode()), budget, note)
     return whole
 
 
-def _root(one: Asked, images: Path | None, note: Note) -> Path | None:
-    """Where the image files of a dataset lie; None, and a note, if they are not to be found."""
-    root = images or Path("data") / one.dataset
-    if any((root / name).exists() for name in one.files):
-        return root
-    note(f"there are no pictures of {one.dataset} in {root}, so the gallery names them; see --images")
-    return None
+def _roots(splits: Sequence[Asked], images: Path | None, note: Note) -> list[Path | None]:
+    """Where the image files of each dataset lie; None, and a note, if they are not to be found.
+
+    A DataError if `images` is given and holds those of none.
+    """
+    roots: list[Path | None] = []
+    for one in splits:
+        root = images or Path("data") / one.dataset
+        there = any((root / name).exists() for name in one.files)
+        roots.append(root if there else None)
+        if not there:
+            note(f"there are no pictures of {one.dataset} in {root}, so the gallery names them; see --images")
+    if images and splits and not any(roots):
+        raise DataError(f"{images} holds no picture of these runs, such as {splits[0].files[0]}")
+    return roots
 
 
 def _tell(shown: Sequence[Gallery], size: int, budget: float, note: Note) -> None:
