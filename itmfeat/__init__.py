@@ -18,6 +18,8 @@ _WHERE = {
     "extract": "itmfeat_extract.extraction",
     "train": "itmfeat.api",
     "evaluate": "itmfeat.api",
+    "compare": "itmfeat.comparison",
+    "search": "itmfeat.queries",
     "open_cache": "itmfeat.cache",
 }
 

@@ -26,7 +26,7 @@ from itmfeat.noise import (
 from itmfeat.pairs import Ints, split_pairs
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed_pairs, joined, load_heads
-from itmfeat.training import Progress, choose_device, train_stack
+from itmfeat.training import Logged, Progress, choose_device, train_stack
 
 
 def configuration(
@@ -88,13 +88,15 @@ def train(
     resident: str = "auto",
     verify: bool = False,
     progress: Progress = lambda done, total, line: None,
+    logged: Logged = lambda run: None,
     note: Note = silent,
     **settings: Any,
 ) -> Path:
     """Train one run and return its folder; `settings` are those of `configuration`.
 
     `resident` (auto, gpu, ram, disk) says where the features stay, `note` is told where; `verify` compares
-    every byte of them before the start, not only what is read when it is read first.
+    every byte of them before the start, not only what is read when it is read first. `logged` is called with
+    the run folder after each epoch.
 
     An unfinished run of the same configuration goes on where it was. A finished one is an error, unless
     `resume` says that it may be taken as it is.
@@ -112,7 +114,15 @@ def train(
             "as it is, another --seed, or another --runs folder"
         )
     return train_stack(
-        [config], path, Path(runs), device, progress, resident=resident, verify=verify, note=note
+        [config],
+        path,
+        Path(runs),
+        device,
+        progress,
+        resident=resident,
+        verify=verify,
+        logged=logged,
+        note=note,
     )[0]
 
 
@@ -121,25 +131,78 @@ def evaluate(
     split: str = "test",
     protocol: str = "auto",
     *,
+    bootstrap: int = 0,
     cache: str | Path | None = None,
     device: str = "auto",
     note: Note = silent,
 ) -> dict[str, Any]:
     """Evaluate a finished run on a split: recalls in percent, ranks, rSum.
 
-    `note` is told of images without features, which are left out.
+    `bootstrap` resamples of the images give every metric a 95 % interval ("interval" in the result). For the
+    test split they need no features where the run keeps its ranks. `note` is told of images without
+    features, which are left out.
     """
+    if bootstrap < 0:
+        raise UsageError(f"--bootstrap takes a number of resamples, as 1000, not {bootstrap}")
+    found = finished(run)
+    held = _held(found, protocol) if bootstrap and split == "test" and cache is None else None
+    result, tensors = held or _ranked(found, split, protocol, cache, device, note)
+    for own in (result, result.get("5x1k")) if bootstrap else ():
+        if own:
+            ranks = retrieval.from_tensors(tensors, own["protocol"])[1]
+            own["interval"] = retrieval.intervals(ranks, bootstrap)
+    return result
+
+
+def finished(run: str | Path) -> Run:
+    """An existing run that is finished."""
     found = open_run(Path(run))
     if not found.finished:
         raise DataError(f"{run} is not finished; repeat its train command, it resumes")
-    config = found.config()
-    path = Path(cache) if cache else Path(found.read("manifest.json")["cache"])
+    return found
+
+
+def rank_tensors(
+    run: Run, cache: str | Path | None = None, device: str = "auto", note: Note = silent
+) -> dict[str, torch.Tensor]:
+    """The ranks on the test split that a run keeps (`retrieval.RANKS_FILE`), or else from its features."""
+    if (run.path / retrieval.RANKS_FILE).exists():
+        return run.read_tensors(retrieval.RANKS_FILE)
+    path = Path(cache) if cache else Path(run.read("manifest.json")["cache"])
+    if not path.is_dir():
+        raise DataError(
+            f"{run.path} was made before runs kept their ranks, and its cache {path} is gone: say with "
+            "--cache where it is now"
+        )
+    return _ranked(run, "test", "auto", path, device, note)[1]
+
+
+def _held(run: Run, protocol: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """Test results under a protocol and the ranks behind them, if the run keeps both."""
+    if not (run.path / retrieval.RANKS_FILE).exists():
+        return None
+    result = run.read("results.json")
+    own: dict[str, Any] | None = result
+    if protocol not in ("auto", result["protocol"]):
+        own = result.get(protocol)
+    elif protocol != "auto":
+        result.pop("5x1k", None)
+    return (own, run.read_tensors(retrieval.RANKS_FILE)) if own else None
+
+
+def _ranked(
+    run: Run, split: str, protocol: str, cache: str | Path | None, device: str, note: Note
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Results of a run on a split, and the ranks behind them, from the features of its cache."""
+    config = run.config()
+    path = Path(cache) if cache else Path(run.read("manifest.json")["cache"])
     features = reopen(path, config.data)
     if features.missing:
         note(features.missing)
-    where = choose_device(device)
-    image, text, caption_image = embeddings(found, config, features, split, where)
-    return dict(retrieval.evaluate(image, text, caption_image, protocol=protocol, split=split))
+    image, text, caption_image = embeddings(run, config, features, split, choose_device(device))
+    ranks: dict[str, retrieval.Ranks] = {}
+    result = retrieval.evaluate(image, text, caption_image, protocol=protocol, split=split, kept=ranks)
+    return dict(result), retrieval.to_tensors(ranks, features.pairs(split, config.data.captions_per_image))
 
 
 def embeddings(
@@ -219,7 +282,9 @@ __all__ = [
     "configuration",
     "embeddings",
     "evaluate",
+    "finished",
     "noise_index",
+    "rank_tensors",
     "train",
     "train_table",
     "true_correspondence",

@@ -5,7 +5,6 @@ Larger batches of negatives than fit into one, after momentum contrast (MoCo, He
 `fne`, the one loss that looks beyond its batch.
 """
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -92,7 +91,7 @@ class Memory(nn.Module):
     def __init__(self, heads: tuple[Head, Head], nets: Tensor, size: int, momentum: float) -> None:
         super().__init__()
         self.size, self.momentum = size, momentum
-        self.image, self.text = (_slices(head, nets) for head in heads)
+        self.image, self.text = (head.copied(nets) for head in heads)
         k, dim = self.image.linear.bias.shape
         for name, value in {
             "nets": nets,
@@ -250,15 +249,6 @@ class Memory(nn.Module):
         for name, value in self._views(index):
             value.copy_(tensors[name])
         self.pointer, self.filled = tensors["places"].tolist()
-
-
-def _slices(head: Head, nets: Tensor) -> Head:
-    """A copy of some nets of a head, without gradients."""
-    head = copy.deepcopy(head)
-    for module in head.modules():
-        for name, value in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(value.detach()[nets], requires_grad=False))
-    return head
 
 
 def _update(moments: Tensor, values: Tensor, counted: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ K counts nets: a run owns one, or two where its robust method teaches them by ea
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from itmfeat.config import HeadConfig, RunConfig
 from itmfeat.heads import Head
-from itmfeat.loader import Batch, Source, whole
+from itmfeat.loader import Batch, Side, Source, whole
 from itmfeat.losses import Objective, Similarities, build, similarities
 from itmfeat.memory import Memory
 from itmfeat.pairs import Ints, Pairs
@@ -131,11 +131,15 @@ class Stack(nn.Module):
     def __len__(self) -> int:
         return len(self.variant)
 
-    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images and texts of a batch, (K, B, E) float32, not normalised."""
+    def embed(
+        self, batch: Batch, heads: tuple[Head, Head] | None = None, variant: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and texts of a batch, (K, B, E) float32, not normalised; by copied heads if given."""
+        to_image, to_text = heads or (self.image, self.text)
         device = batch.image.vectors.device
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            image, text = self.image(batch.image), self.text(batch.text, self.variant)
+            image = to_image(batch.image)
+            text = to_text(batch.text, self.variant if variant is None else variant)
         return image.float(), text.float()
 
     def captions(self, batch: Batch) -> Tensor:
@@ -257,6 +261,8 @@ class Stack(nn.Module):
                 square[nets] += norm.square()
         norms = square.sqrt()
         factors = (limit / norms.clamp(min=1e-12)).clamp(max=1)
+        if norms.is_cpu and bool((factors == 1).all()):  # mostly; a GPU would have to be waited for
+            return norms
         for value, nets in owned:
             if value.grad is not None:
                 value.grad.mul_(factors[nets].view(-1, *[1] * (value.dim() - 1)))
@@ -291,15 +297,15 @@ def joined(embeddings: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def embed(head: Head, sides: Iterable[Side], device: torch.device) -> Tensor:
+    """Normalised embeddings of the items of all sides one after another, (K, I, E) float32 on the device."""
+    parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
+    return torch.cat(parts, dim=1)
+
+
 def embed_pairs(
     heads: tuple[Head, Head], sources: tuple[Source, Source], pairs: Pairs, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Normalised embeddings of a split on the device: images (K, I, E) and captions (K, C, E), float32."""
-
-    def embed(head: Head, source: Source, rows: Ints) -> Tensor:
-        sides = whole(source, rows, EMBED_BATCH)
-        parts = [nn.functional.normalize(head(side.to(device)).float(), dim=-1) for side in sides]
-        return torch.cat(parts, dim=1)
-
-    image = embed(heads[0], sources[0], pairs.images)
-    return image, embed(heads[1], sources[1], pairs.captions)
+    image = embed(heads[0], whole(sources[0], pairs.images, EMBED_BATCH), device)
+    return image, embed(heads[1], whole(sources[1], pairs.captions, EMBED_BATCH), device)

@@ -35,6 +35,9 @@ LISTED = 10  # hits of each query that a run keeps, found by FAISS
 Progress = Callable[[int, int, str], None]
 """Called with finished steps, all steps and a line about the last epoch."""
 
+Logged = Callable[[Path], None]
+"""Called with the folder of a run when it has one more epoch."""
+
 
 class Trainer:
     """A stack with its data, optimiser and run folders."""
@@ -99,10 +102,12 @@ class Trainer:
         @cache
         def scores() -> Scores:
             progress(self.step, self.steps, "scoring the training pairs")
-            return self.scores(epoch)
+            return self.scores(epoch, asking)
+
+        asking = [net for run in self.stack.runs if run.method.asks for net in run.indices]
 
         def of(run: StackedRun) -> Scores:
-            return scores().of(run.indices)
+            return scores().of([asking.index(net) for net in run.indices])
 
         for run in self.stack.runs:
             if run.method.restarts(epoch):
@@ -120,17 +125,19 @@ class Trainer:
             self.optimizer.state[value]["exp_avg"][own] = 0
 
     @torch.no_grad()
-    def scores(self, epoch: int) -> Scores:
-        """How the nets see each training pair, (K, C): one pass over the split without a step."""
+    def scores(self, epoch: int, nets: list[int]) -> Scores:
+        """How some nets see each training pair, (n, C): one pass over the split without a step."""
         self.stack.eval()
+        chosen = torch.tensor(nets, device=self.device)
+        heads = self.stack.image.copied(chosen), self.stack.text.copied(chosen)
         table: Scores | None = None
         for gathered in self.stream.every_pair(epoch):
             batch = gathered.to(self.device)
-            image, text = self.stack.embed(batch)
+            image, text = self.stack.embed(batch, heads, self.stack.variant[chosen])
             part = scored(similarities(image, text, batch.image_ids.to(self.device)))
             if table is None:
                 table = part.blank(self.stream.caption_count)
-            table.put(self.stack.captions(batch), part)
+            table.put(self.stack.captions(batch)[chosen], part)
         assert table is not None
         return table
 
@@ -200,12 +207,15 @@ class Trainer:
             pairs = self.pairs["test"]
             heads = load_heads(self.head, member.best, self.device)
             image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
-            results = retrieval.evaluate(image, text, torch.from_numpy(pairs.caption_image).to(self.device))
+            ranks: dict[str, retrieval.Ranks] = {}
+            caption_image = torch.from_numpy(pairs.caption_image).to(self.device)
+            results = retrieval.evaluate(image, text, caption_image, kept=ranks)
             lists = {
                 "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
                 "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split
             }
             member.run.write_tensors("retrieved.safetensors", lists)
+            member.run.write_tensors(retrieval.RANKS_FILE, retrieval.to_tensors(ranks, pairs))
             member.run.write_tensors("head.safetensors", member.best)
             member.run.write("manifest.json", self.manifest(member))
             member.run.write("results.json", results)
@@ -264,6 +274,7 @@ def train_stack(
     *,
     resident: str = "auto",
     verify: bool = False,
+    logged: Logged = lambda run: None,
     note: Note = silent,
 ) -> list[Path]:
     """Train runs that can be stacked side by side, resuming where they were; returns their folders.
@@ -287,7 +298,7 @@ def train_stack(
             for member in group:  # only now: a request that fails leaves no folder behind
                 member.run.start(member.config)
                 locks.callback(os.close, member.run.lock())
-            _train(trainer, progress)
+            _train(trainer, progress, logged)
     failed = [member for member in members if member.diverged is not None]
     if failed:
         raise ItmfeatError(
@@ -297,7 +308,7 @@ def train_stack(
     return [member.run.path for member in members]
 
 
-def _train(trainer: Trainer, progress: Progress) -> None:
+def _train(trainer: Trainer, progress: Progress, logged: Logged) -> None:
     """All epochs that are left, then the test split."""
     line = ""
     members, stack, optimizer = trainer.members, trainer.stack, trainer.optimizer
@@ -313,6 +324,8 @@ def _train(trainer: Trainer, progress: Progress) -> None:
         for member, entry in zip(members, entries, strict=True):
             member.run.log(epoch, entry)
         save(members, stack, optimizer, epoch + 1)
+        for member in members:
+            logged(member.run.path)
         line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)
     trainer.finish()
 

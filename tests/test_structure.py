@@ -30,10 +30,13 @@ ORDER = [
     {"checkpoint"},
     {"training"},
     {"report"},
+    {"loggers"},
     {"api"},
+    {"queries", "comparison"},
     {"bench", "doctor", "console"},
     {"cli", "__init__"},
 ]
+MAY_EXTRACT = {"cli", "queries"}
 EXTRACTOR_MAY_USE = {"cache", "pairs", "errors"}
 HEAVY = {"torch", "transformers", "faiss", "h5py", "numpy"}
 
@@ -65,8 +68,15 @@ def test_imports_point_up_the_list() -> None:
         module = module_of(file)
         for name in imports(file, "itmfeat") & set(level):
             assert level[name] <= level[module], f"{file} imports {name}"
-        if module != "cli":
+        if module not in MAY_EXTRACT:
             assert not imports(file, "itmfeat_extract"), f"{file} imports the extractor"
+
+
+def test_the_extractor_is_imported_when_it_is_called() -> None:
+    for file in (ROOT / "itmfeat").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("itmfeat_extract"), file
 
 
 def test_every_module_has_its_place() -> None:

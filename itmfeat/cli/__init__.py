@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from itmfeat.cli import features, hub, noise, runs, subsets, survey
+from itmfeat.cli import compare, features, hub, log, noise, runs, search, subsets, survey
 from itmfeat.cli.shell import app
 
-__all__ = ["app", "features", "hub", "main", "noise", "runs", "subsets", "survey"]
+__all__ = ["app", "compare", "features", "hub", "log", "main", "noise", "runs", "search", "subsets", "survey"]
 
 
 @app.callback(invoke_without_command=True)

@@ -45,6 +45,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take a finished run as it is; unfinished ones always go on.")
     ] = False,
+    log: Annotated[
+        str, typer.Option(help="tensorboard, wandb, mlflow, trackio: send each epoch; several by commas.")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Train light heads on a cache and evaluate them.
@@ -52,14 +55,16 @@ def train(
     The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
     where it was when the same command is given again.
     """
-    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides")}
+    settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides", "log")}
 
     from itmfeat.api import train as run
     from itmfeat.console import Meter, note
+    from itmfeat.loggers import Stream, named
     from itmfeat.runs import Run
 
-    with Meter() as meter:
-        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps)
+    with Meter() as meter, Stream(named(log), note) as stream:
+        path = run(**settings, overrides=overrides or [], note=note, progress=meter.steps, logged=stream)
+        stream(path)  # the test metrics
     results = Run(path).read("results.json")
     _print_results(results | {"run": str(path)}, as_json)
 
@@ -69,6 +74,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     protocol: Annotated[str, typer.Option(help="auto, 1k, 5k, 5x1k or full.")] = "auto",
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the images for 95 % intervals, as 1000.")
+    ] = 0,
     cache: Annotated[Path | None, typer.Option(help="Where the run's cache is now.")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -77,7 +85,7 @@ def evaluate(
     from itmfeat.api import evaluate as run_evaluation
     from itmfeat.console import note
 
-    found = run_evaluation(run, split, protocol, cache=cache, device=device, note=note)
+    found = run_evaluation(run, split, protocol, bootstrap=bootstrap, cache=cache, device=device, note=note)
     _print_results(found, as_json)
 
 
@@ -97,14 +105,36 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     print(f"rSum {results['rsum']:.1f}")
     if "5x1k" in results:
         print(f"rSum {results['5x1k']['rsum']:.1f} (5x1k)")
+    for own in (results, results.get("5x1k", {})):
+        if "interval" in own:
+            _print_intervals(own)
     if "run" in results:
         print(results["run"])
+
+
+def _print_intervals(results: dict[str, Any]) -> None:
+    """The bootstrap intervals of one protocol."""
+    made = results["interval"]
+    print(
+        f"{made['level']} % intervals, protocol {results['protocol']}: {made['resamples']} resamples of the "
+        "images with their captions, the gallery fixed"
+    )
+    for way, title in (("i2t", "image to text"), ("t2i", "text to image")):
+        ends = (f"{low:.1f}-{high:.1f}" for low, high in made[way].values())
+        print(f"{title:13} " + " ".join(f"{text:>12}" for text in ends))
+    print("rSum {:.1f}-{:.1f}".format(*made["rsum"]))
 
 
 @command(app)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, csv, json, html or svg.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", help="table, markdown, latex, csv, json, html or svg.")
+    ] = "table",
+    published: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="A CSV file of published rows, as data/published.csv; repeatable."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
     images: Annotated[
         Path | None, typer.Option(help="html: the dataset's folder, for its pictures; data/DATASET.")
@@ -115,19 +145,23 @@ def report(
 ) -> None:
     """Print a table of finished runs, or write a page or figure about them.
 
-    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. `html` is one
+    Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. Published
+    rows join the tables of their dataset, protocol, noise protocol and ratio, and are marked. `html` is one
     page with charts and a gallery of what the runs found, `svg` the figure of rSum against the noise ratio.
     """
     from itmfeat.console import note
     from itmfeat.errors import UsageError
-    from itmfeat.report import collect, render, tabulate
+    from itmfeat.report import collect, read_published, render, tabulate, unplaced
 
     if output is not None and not output.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or name another -o")
     collected = collect(runs)
     if collected.note:
         note(collected.note)
-    tables = tabulate(collected.runs)
+    rows = read_published(published or [])
+    tables = tabulate(collected.runs, rows)
+    for text in unplaced(rows, tables):
+        note(text)
     if form == "table" and output is None and sys.stdout.isatty():
         _print_tables(tables)
         return

@@ -11,12 +11,15 @@ Dropout takes whole input channels of an item, in all its vectors at once, and h
 perceptron. Its masks follow from the batch and are shared by the runs of a stack.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from itmfeat.cache import FeatureFile
 from itmfeat.heads import pooling
 from itmfeat.heads.gpo import PositionWeights
+from itmfeat.heads.projected_max import projected_max
 from itmfeat.heads.stacked import StackedLinear
 from itmfeat.loader import Means, Side
 from itmfeat.pairs import Ints
@@ -82,13 +85,7 @@ class Head(nn.Module):
         if side.drop_seed is not None:
             random = torch.Generator(x.device).manual_seed(side.drop_seed)
             x = x * _keep(self.dropout, (x.shape[1], 1, x.shape[3]), random)
-        lengths = side.lengths
-        if variant is not None and len(x) > 1:
-            x, lengths = x[variant], lengths[variant]
-        if self.pool == "mean":
-            y: Tensor = self.linear(pooling.mean(x, lengths))
-        else:
-            y = self._pooled(self.linear(x), lengths)
+        y = self._projected(x, side.lengths, variant if len(x) > 1 else None)
         if self.hidden is None or self.out is None:
             return y
         hidden = torch.relu(self.hidden(y))  # (K, B, 2E)
@@ -97,11 +94,32 @@ class Head(nn.Module):
         refined: Tensor = y + self.out(hidden)
         return refined
 
+    def copied(self, runs: Tensor) -> "Head":
+        """A copy of some of the K heads, without gradients."""
+        head = copy.deepcopy(self)
+        for module in head.modules():
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(value.detach()[runs], requires_grad=False))
+        return head
+
+    def _projected(self, x: Tensor, lengths: Tensor, variant: Tensor | None) -> Tensor:
+        """Vectors (N, B, L, D), of which each run takes one of N -> projected and pooled, (K, B, E)."""
+        if self.pool == "max":
+            runs = len(self.linear.weight)
+            source = (
+                variant.tolist() if variant is not None else [0] * runs if len(x) == 1 else [*range(runs)]
+            )
+            return projected_max(x, lengths, source, self.linear.weight, self.linear.bias)
+        if variant is not None:
+            x, lengths = x[variant], lengths[variant]
+        if self.pool == "mean":
+            y: Tensor = self.linear(pooling.mean(x, lengths))
+            return y
+        return self._pooled(self.linear(x), lengths)
+
     def _pooled(self, y: Tensor, lengths: Tensor) -> Tensor:
         """(K, B, L, E) with lengths (1 or K, B) -> (K, B, E)."""
         match self.pool:
-            case "max":
-                return pooling.maximum(y, lengths)
             case "topk":
                 return pooling.topk(y, lengths, self.topk)
             case _:

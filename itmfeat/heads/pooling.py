@@ -1,6 +1,7 @@
 """Pooling: regions or tokens (..., L, E) with lengths (...) -> one vector (..., E).
 
 `lengths` counts the real vectors of each item, the rest is padding. Everything has a run axis in front.
+The maximum is taken where the vectors are projected, in `projected_max`.
 """
 
 import torch
@@ -18,11 +19,6 @@ def mean(x: Tensor, lengths: Tensor) -> Tensor:
         return x.squeeze(-2)
     real = inside(lengths, x.shape[-2]).unsqueeze(-1)
     return (x * real).sum(-2) / lengths.clamp(min=1).unsqueeze(-1)
-
-
-def maximum(x: Tensor, lengths: Tensor) -> Tensor:
-    """Largest value of each dimension, (..., L, E) -> (..., E)."""
-    return _hide(x, lengths).amax(-2)
 
 
 def topk(x: Tensor, lengths: Tensor, k: int) -> Tensor:

@@ -128,6 +128,13 @@ def similarities(
 
     Pairs with equal `image_ids` are positives of each other. Without ids only the diagonal is.
     """
-    i2t = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).transpose(-1, -2)
+    # The products are normalised, not the embeddings: a batch has several times fewer of them.
+    i2t = (image @ text.transpose(-1, -2)) * _inverse_norm(image) * _inverse_norm(text).transpose(-1, -2)
     ids = torch.arange(i2t.shape[-1], device=i2t.device) if image_ids is None else image_ids
     return Similarities(i2t, i2t.transpose(-1, -2), ids.unsqueeze(1) == ids, confidence, epoch, step)
+
+
+def _inverse_norm(vectors: Tensor) -> Tensor:
+    """1 / |v| of vectors (..., B, E), as (..., B, 1); a zero vector keeps the cosine 0."""
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norm.clamp(min=1e-12).reciprocal()

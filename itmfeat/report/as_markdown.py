@@ -26,8 +26,8 @@ def _section(table: Table) -> str:
 
 def _row(row: Row, repeated: bool) -> list[str]:
     """The cells of one row."""
-    cells = [percent(row.noise), _escaped(row.method), *(_cell(cell) for cell in row.cells)]
-    return [*cells, str(len(row.runs))] if repeated else cells
+    cells = [percent(row.noise), _escaped(row.label), *(_cell(cell) for cell in row.cells)]
+    return [*cells, row.seeds] if repeated else cells
 
 
 def _cell(cell: Cell) -> str:
@@ -35,5 +35,5 @@ def _cell(cell: Cell) -> str:
 
 
 def _escaped(words: str) -> str:
-    """Characters that would end a cell or start markup, made plain."""
-    return re.sub(r"([\\|<*`\[\]])", r"\\\1", words).replace("\n", " ")
+    """Characters that would end a cell or start markup, made plain; "_" inside a word is plain already."""
+    return re.sub(r"([\\|<*`\[\]~&$]|(?<!\w)_|_(?!\w))", r"\\\1", words).replace("\n", " ")

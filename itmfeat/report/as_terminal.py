@@ -55,7 +55,7 @@ def _grid(table: Table, narrow: bool) -> RichTable:
     for block in table.blocks:
         for first, row in enumerate(block):
             noise = "" if first else percent(row.noise)
-            grid.add_row(Text(noise), Text(row.method), *_cells(row, narrow, table.repeated))
+            grid.add_row(Text(noise), Text(row.label), *_cells(row, narrow, table.repeated))
         grid.add_section()
     return grid
 
@@ -63,7 +63,7 @@ def _grid(table: Table, narrow: bool) -> RichTable:
 def _cells(row: Row, narrow: bool, repeated: bool) -> list[Text]:
     """The numbers of one row, with how many seeds they are the mean of."""
     cells = [_cell(cell, narrow) for cell in row.cells]
-    return [*cells, Text(str(len(row.runs)))] if repeated else cells
+    return [*cells, Text(row.seeds)] if repeated else cells
 
 
 def _cell(cell: Cell, narrow: bool) -> Text:

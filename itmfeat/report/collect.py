@@ -93,6 +93,16 @@ class Run:
         return "file" if self.config.get("noise.file") else str(self.config.get("noise.protocol"))
 
     @cached_property
+    def nets(self) -> int | None:
+        """How many nets the similarities are the mean of, as the file of the heads has it."""
+        try:
+            with (self.path / "head.safetensors").open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            return int(header["image.linear.bias"]["shape"][0])  # a first axis over nets
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, MemoryError):
+            return None  # without its heads a run has results all the same
+
+    @cached_property
     def noise_ratio(self) -> float:
         """The share of noisy captions that was asked for, or that the index file has."""
         if self.noise_protocol == "file":
@@ -118,6 +128,14 @@ class Collected:
 
 def collect(paths: Iterable[str | Path]) -> Collected:
     """Read each of `paths`: a run folder, or a folder with runs up to two levels below."""
+    folders = run_folders(paths)
+    finished = [path for path in folders if (path / "results.json").exists()]
+    unfinished = [path for path in folders if not (path / "results.json").exists()]
+    return Collected([run for path in finished for run in _read(path)], unfinished)
+
+
+def run_folders(paths: Iterable[str | Path]) -> list[Path]:
+    """The run folders among `paths` and up to two levels below them, each once."""
     folders: dict[Path, Path] = {}  # by resolved path, so that no run counts twice
     for given in paths:
         path = Path(given)
@@ -125,9 +143,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
         if not found:
             raise DataError(f"there is no run in {path}: `itmfeat train` makes them")
         folders |= {folder.resolve(): folder for folder in found}
-    finished = [path for path in folders.values() if (path / "results.json").exists()]
-    unfinished = [path for path in folders.values() if not (path / "results.json").exists()]
-    return Collected([run for path in finished for run in _read(path)], unfinished)
+    return list(folders.values())
 
 
 def _run_folders(path: Path, depth: int) -> Iterator[Path]:
@@ -141,7 +157,7 @@ def _run_folders(path: Path, depth: int) -> Iterator[Path]:
 
 def _read(path: Path) -> Iterator[Run]:
     """A finished run, once for each protocol in its results."""
-    config = _flat(_load(path / "config.json", dict[str, Any]))
+    config = flat(_load(path / "config.json", dict[str, Any]))
     manifest = Manifest()
     if (path / "manifest.json").exists():
         manifest = _load(path / "manifest.json", Manifest)
@@ -169,13 +185,13 @@ def _load(file: Path, kind: type[Read]) -> Read:
         raise DataError(f"{file} is damaged or no file of a run ({reason})") from None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys joined by dots, but those of the section "data" as if they stood outside it."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, "" if prefix + key == "data" else f"{prefix}{key}.")
+            found |= flat(value, "" if prefix + key == "data" else f"{prefix}{key}.")
         else:
             # Lists become text, so that every value can be compared and hashed.
-            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+            found[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return found

@@ -18,16 +18,24 @@ searches take 2.7 and 6.2 at k = 10, 6.7 and 22 at k = 1000, and leave queries s
 
 from itmfeat.retrieval.nearest import faiss_library, search
 from itmfeat.retrieval.protocols import PROTOCOLS, Recalls, Results, evaluate, results
+from itmfeat.retrieval.queries import RANKS_FILE, Queries, from_tensors, queries_of, to_tensors
 from itmfeat.retrieval.ranking import Ranks, ranks
+from itmfeat.retrieval.uncertainty import intervals
 
 __all__ = [
     "PROTOCOLS",
+    "RANKS_FILE",
+    "Queries",
     "Ranks",
     "Recalls",
     "Results",
     "evaluate",
     "faiss_library",
+    "from_tensors",
+    "intervals",
+    "queries_of",
     "ranks",
     "results",
     "search",
+    "to_tensors",
 ]

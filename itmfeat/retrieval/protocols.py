@@ -3,6 +3,7 @@
 import math
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
 from itmfeat.errors import DataError, unknown
@@ -39,29 +40,41 @@ Results = TypedDict(
 
 
 def evaluate(
-    image: Tensor, text: Tensor, caption_image: Tensor, protocol: str = "auto", split: str = "test"
+    image: Tensor,
+    text: Tensor,
+    caption_image: Tensor,
+    protocol: str = "auto",
+    split: str = "test",
+    kept: dict[str, Ranks] | None = None,
 ) -> Results:
     """Recalls of `image` (N, E) and `text` (C, E), caption c being of image `caption_image[c]`.
 
     `1k` and `5k` rank that many images against each other, `5x1k` is the mean over five consecutive
     folds of 1000 images with their captions, `full` takes any number. `auto` is `1k` for 1000
-    images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest.
+    images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest. `kept` receives
+    the ranks of the queries under the name of each protocol; those of `5x1k` are ranks in the fold.
     """
+    kept = {} if kept is None else kept
+    automatic, protocol = protocol == "auto", resolve(protocol, len(image), split)
+    if protocol == "5x1k":
+        return _folds(image, text, caption_image, split, kept)
+    kept[protocol] = ranks(image, text, caption_image)
+    result = results(kept[protocol], protocol, split)
+    if automatic and protocol == "5k":
+        result["5x1k"] = _folds(image, text, caption_image, split, kept)
+    return result
+
+
+def resolve(protocol: str, images: int, split: str = "test") -> str:
+    """The protocol that `auto` is for so many images; a `DataError` if a named one needs another number."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
-    images = len(image)
-    automatic = protocol == "auto"
-    if automatic:
-        protocol = {1000: "1k", 5000: "5k"}.get(images, "full")
+    if protocol == "auto":
+        return {1000: "1k", 5000: "5k"}.get(images, "full")
     wanted = {"1k": 1000, "5k": 5000, "5x1k": 5000}.get(protocol, images)
     if images != wanted:
         raise DataError(f"protocol {protocol} needs exactly {wanted} images, the {split} split has {images}")
-    if protocol == "5x1k":
-        return _folds(image, text, caption_image, split)
-    result = results(ranks(image, text, caption_image), protocol, split)
-    if automatic and protocol == "5k":
-        result["5x1k"] = _folds(image, text, caption_image, split)
-    return result
+    return protocol
 
 
 def results(ranked: Ranks, protocol: str = "full", split: str = "test") -> Results:
@@ -93,14 +106,17 @@ def _recalls(rank: Tensor) -> Recalls:
     return {"r1": r1, "r5": r5, "r10": r10, "medr": float(int(middle) // 2 + 1), "meanr": meanr}
 
 
-def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str) -> Results:
+def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str, kept: dict[str, Ranks]) -> Results:
     """`5x1k` of (N, E), (C, E), (C,): each metric's mean over folds of 1000 consecutive images."""
     caption_image = caption_image.to(text.device)
-    folds = []
+    folds, i2t_ranks, t2i_ranks = [], [], torch.empty_like(caption_image)
     for start in range(0, len(image), FOLD):
         mine = ((caption_image >= start) & (caption_image < start + FOLD)).nonzero()[:, 0]
         fold = ranks(image[start : start + FOLD], text[mine], caption_image[mine] - start)
         folds.append(results(fold))
+        i2t_ranks.append(fold.i2t)
+        t2i_ranks[mine] = fold.t2i
+    kept["5x1k"] = Ranks(torch.cat(i2t_ranks), t2i_ranks)
     i2t = _mean([fold["i2t"] for fold in folds])
     t2i = _mean([fold["t2i"] for fold in folds])
     return _results("5x1k", split, (len(image), len(text)), i2t, t2i)

@@ -17,6 +17,8 @@ class Argmax(Method):
     nets at the beginning of each epoch, so nothing is saved.
     """
 
+    asks = True
+
     def __init__(self, setting: Setting, *, warm: Count = 2) -> None:
         super().__init__(setting)
         self.warm_epochs = warm

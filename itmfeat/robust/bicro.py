@@ -27,6 +27,7 @@ class BiCro(Method):
     places of those that are not anchors, so most labels land on other pairs; here each stays with its own.
     """
 
+    asks = True
     consistency = staticmethod(ratio_consistency)
     quantile = 0.25  # of the memory's own scores, where labels reach 1
 

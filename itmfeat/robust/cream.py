@@ -30,6 +30,7 @@ class Cream(Method):
     """
 
     nets = 2
+    asks = True
 
     def __init__(
         self,

@@ -109,6 +109,7 @@ class Method:
     """A method that labels nothing; others override what they need."""
 
     nets = 1
+    asks = False  # whether `begin` ever asks how the nets score the pairs
     warm_epochs = 0  # before the first labels
 
     def __init__(self, setting: Setting) -> None:

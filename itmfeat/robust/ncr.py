@@ -28,6 +28,7 @@ class NCR(Method):
     """
 
     nets = 2
+    asks = True
 
     def __init__(
         self, setting: Setting, *, warm: Count = 3, threshold: Ratio = 0.5, noisy_from: Ratio = 0.5

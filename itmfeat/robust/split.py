@@ -20,6 +20,8 @@ class Split(Method):
     chooses its own pairs here, so its errors can confirm themselves: NCR lets another net choose.
     """
 
+    asks = True
+
     def __init__(
         self,
         setting: Setting,

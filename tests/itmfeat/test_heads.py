@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from itmfeat.heads import Head, pooling
 from itmfeat.heads.gpo import HIDDEN, POSITION_DIM, TEMPERATURE, PositionWeights, position_codes
+from itmfeat.heads.projected_max import projected_max
 from itmfeat.loader import Side
 
 LENGTHS = torch.tensor([4, 1, 3])
@@ -26,13 +27,42 @@ def test_poolings_equal_loops_over_the_real_vectors() -> None:
     for item, length in enumerate(LENGTHS):
         real = x[item, :length]
         torch.testing.assert_close(pooling.mean(x, LENGTHS)[item], real.mean(0))
-        torch.testing.assert_close(pooling.maximum(x, LENGTHS)[item], real.amax(0))
         best = real.sort(0, descending=True).values[:2].mean(0)
         torch.testing.assert_close(pooling.topk(x, LENGTHS, 2)[item], best)
         weights = torch.zeros(3, 4)
         weights[item, :length] = torch.arange(1.0, length + 1)
         expected = (real.sort(0, descending=True).values * weights[item, :length, None]).sum(0)
         torch.testing.assert_close(pooling.weighted(x, LENGTHS, weights)[item], expected)
+
+
+@pytest.mark.parametrize("source", [[0, 0, 0], [1, 0, 1]])
+def test_projected_max_equals_a_loop(source: list[int]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 4, 6, generator=draw)  # the padding too
+    lengths = LENGTHS.expand(2, -1) - torch.tensor([[0, 0, 0], [1, 0, 1]])
+    weight, bias, grad = (
+        torch.randn(shape, generator=draw).requires_grad_() for shape in ((3, 6, 5), (3, 5), (3, 3, 5))
+    )
+    expected = torch.stack(
+        [
+            torch.stack(
+                [(x[n, i, :end] @ weight[run] + bias[run]).amax(0) for i, end in enumerate(lengths[n])]
+            )
+            for run, n in enumerate(source)
+        ]
+    )
+    found = projected_max(x, lengths, source, weight, bias)
+    torch.testing.assert_close(found, expected)
+    theirs = torch.autograd.grad(expected, (weight, bias), grad)
+    torch.testing.assert_close(torch.autograd.grad(found, (weight, bias), grad), theirs)
+
+
+def test_an_item_without_vectors_teaches_nothing() -> None:
+    weight = torch.ones(1, 2, 2, requires_grad=True)
+    lengths = torch.tensor([[0]])
+    projected_max(torch.ones(1, 1, 3, 2), lengths, [0], weight, torch.zeros(1, 2)).sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
 
 
 def test_gpo_equals_torch_gru() -> None:

@@ -21,6 +21,7 @@ from itmfeat_extract.backbones.base import (
     Encoded,
     Fingerprint,
     ImageBackbone,
+    Reading,
     TextBackbone,
     Tokenized,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "ImageBackbone",
     "Layers",
     "Preset",
+    "Reading",
     "TextBackbone",
     "Tokenized",
     "View",

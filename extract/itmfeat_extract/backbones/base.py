@@ -46,6 +46,15 @@ class Tokenized:
     truncated: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a tokenizer makes of a sentence, for a word of warning."""
+
+    tokens: int  # with the special ones, before anything is cut
+    words: int
+    unknown: list[str]  # words that become a token for the unknown, or are spelt out letter by letter
+
+
 class ImageBackbone(Protocol):
     """A frozen image encoder with a fixed number of regions an image."""
 
@@ -116,6 +125,9 @@ class TextBackbone(Protocol):
 
     def tokenize(self, captions: list[str]) -> Tokenized:
         """Ids with special tokens, at most `max_length` a caption."""
+
+    def read(self, sentence: str) -> Reading:
+        """How many tokens and words a sentence has, and which words the tokenizer does not know."""
 
     def encode(self, ids: Tensor, lengths: Tensor) -> Encoded:
         """Ids (B, L) in int64, padded with `pad_id`, lengths (B,) -> vectors (B, L, D), pooled (B, P)."""

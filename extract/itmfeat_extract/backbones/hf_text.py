@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from itmfeat.errors import unknown
 from itmfeat_extract.backbones import hub
-from itmfeat_extract.backbones.base import Encoded, Fingerprint, Tokenized
+from itmfeat_extract.backbones.base import Encoded, Fingerprint, Reading, Tokenized
 from itmfeat_extract.backbones.placement import Placement, place, readable
 from itmfeat_extract.backbones.view import Layers
 
 CPU_STEP = 16  # captions that a core computes at once
+SPELT = 4  # letters from which a word of hardly more letters than tokens counts as unknown
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,25 @@ class TransformersText:
         for row, each in zip(long, short, strict=True):
             ids[row] = each
         return Tokenized(ids, len(long))
+
+    def read(self, sentence: str) -> Reading:
+        """How many tokens and words a sentence has, and which words the tokenizer does not know."""
+        sentence = sentence.lower() if self.family.lower else sentence
+        if not self.tokenizer.is_fast:  # a slow one does not tell which letters a token is of
+            return Reading(len(self._ids([sentence])[0]), len(sentence.split()), [])
+        found = self.tokenizer(sentence, return_offsets_mapping=True, verbose=False)
+        words: dict[int, list[int]] = {}  # the tokens of each word; special ones belong to none
+        for token, word in enumerate(found.word_ids()):
+            if word is not None:
+                words.setdefault(word, []).append(token)
+        unknown = []
+        for tokens in words.values():
+            start, end = found["offset_mapping"][tokens[0]][0], found["offset_mapping"][tokens[-1]][1]
+            lost = any(found["input_ids"][token] == self.tokenizer.unk_token_id for token in tokens)
+            # Of a script that the tokenizer was not made for, some letters are known, and no word.
+            if lost or (end - start >= SPELT and 3 * len(tokens) >= 2 * (end - start)):
+                unknown.append(sentence[start:end].strip())
+        return Reading(len(found["input_ids"]), len(words), unknown)
 
     def encode(self, ids: Tensor, lengths: Tensor) -> Encoded:
         """Ids (B, L) in int64, padded with `pad_id`, lengths (B,) -> vectors (B, L, D), pooled (B, P)."""

@@ -56,6 +56,15 @@ class Layers:
         way = self.way if len(self.numbers) > 1 else "layer"
         return f"@{way}{'_'.join(map(str, self.numbers))}"
 
+    @classmethod
+    def named(cls, stem: str) -> Layers:
+        """Those of a file, from its name: what `suffix` added."""
+        found = re.search(r"@(layer|mean|concat)(-?\d+(?:_-?\d+)*)(?=@|$)", stem)
+        if not found:
+            return cls()
+        numbers = tuple(int(number) for number in found[2].split("_"))
+        return cls(numbers, "mean" if found[1] == "layer" else found[1])
+
     def of(self, answer: Sequence[Tensor] | None, last: Tensor) -> Tensor:
         """Hidden states and the last answer, each (B, L, D) -> (B, L, D), or wider if side by side."""
         if self.last:
@@ -87,3 +96,9 @@ class View:
         """What is added to the name of a file, so that two extractions do not meet: `@384@squash`."""
         size, way = f"@{self.image_size}" if self.image_size else "", f"@{self.resize}" if self.resize else ""
         return size + way + self.layers.suffix
+
+    @classmethod
+    def named(cls, stem: str) -> View:
+        """That of a file, from its name: what `suffix` added."""
+        size, way = re.search(r"@(\d+)(?=@|$)", stem), re.search(r"@(crop|squash)(?=@|$)", stem)
+        return cls(int(size[1]) if size else None, way[1] if way else None, Layers.named(stem))

@@ -45,9 +45,9 @@ def _kind(name: str) -> str:
 
 def _row(row: Row, repeated: bool) -> str:
     """One row, with unrounded numbers to sort by."""
-    method = escape(row.method)
+    method = escape(row.label)
     cells = "".join(_cell(cell, repeated) for cell in row.cells)
-    seeds = f"<td data-value='{len(row.runs)}'>{len(row.runs)}</td>" if repeated else ""
+    seeds = f"<td data-value='{len(row.runs)}'>{row.seeds}</td>" if repeated else ""
     return (
         f"<tr data-method='{method}'><td data-value='{row.noise}'>{percent(row.noise)}</td>"
         f"<th scope='row' data-value='{method}'>{method}</th>{cells}{seeds}</tr>"

@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 def methods(tables: Sequence[Table]) -> list[str]:
     """All methods of all tables, sorted: the place of one is its colour, its dashes and its mark."""
-    return sorted({row.method for table in tables for row in table.rows})
+    return sorted({row.label for table in tables for row in table.rows})
 
 
 def ratios(tables: Sequence[Table]) -> list[float]:
@@ -29,11 +29,11 @@ def ratios(tables: Sequence[Table]) -> list[float]:
 
 
 def scores(tables: Sequence[Table]) -> list[Record]:
-    """The six recalls and rSum of each row."""
+    """The six recalls and rSum of each row, published ones included."""
     return [
-        head | {"metric": metric} | spread([run.results.metrics[place] for run in row.runs])
+        head | {"metric": metric, "runs": len(row.runs)} | band(cell.mean, cell.std or 0.0)
         for head, row in _rows(tables)
-        for place, metric in enumerate(METRICS)
+        for metric, cell in zip(METRICS, row.cells, strict=True)
     ]
 
 
@@ -76,7 +76,7 @@ def costs(tables: Sequence[Table]) -> list[Record]:
     found = []
     for place, table in enumerate(tables):
         seconds: dict[str, list[float]] = {}
-        for run, method in ((run, row.method) for row in table.rows for run in row.runs):
+        for run, method in ((run, row.label) for row in table.rows for run in row.runs):
             if "train" in run.manifest.seconds:
                 share = run.manifest.seconds["train"] / run.manifest.stack
                 seconds.setdefault(method, []).append(share)
@@ -90,19 +90,21 @@ def stacks(tables: Sequence[Table]) -> list[int]:
 
 
 def spread(values: Sequence[float]) -> Record:
-    """Mean, mean less and plus a standard deviation, and of how many runs."""
-    mean = fmean(values)
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    rounded = {"mean": mean, "std": deviation, "low": mean - deviation, "high": mean + deviation}
-    return {name: round(value, 4) for name, value in rounded.items()} | {"runs": len(values)}
+    """The band of values of as many runs."""
+    return {"runs": len(values)} | band(fmean(values), stdev(values) if len(values) > 1 else 0.0)
+
+
+def band(mean: float, deviation: float) -> Record:
+    """Mean, standard deviation, and the mean less and plus it."""
+    numbers = {"mean": mean, "std": deviation, "low": mean - deviation, "high": mean + deviation}
+    return {name: round(value, 4) for name, value in numbers.items()}
 
 
 def _rows(tables: Sequence[Table]) -> Iterator[tuple[Record, Row]]:
     """Each row of each table, with what all its records say."""
     for place, table in enumerate(tables):
         for row in table.rows:
-            if row.runs:
-                yield {"table": place, "method": row.method, "noise": _percent(row)}, row
+            yield {"table": place, "method": row.label, "noise": _percent(row)}, row
 
 
 def _percent(row: Row) -> float:
