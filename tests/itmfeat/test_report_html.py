@@ -20,10 +20,10 @@ from itmfeat.api import train_table
 from itmfeat.cache import FeatureSpec, write_index
 from itmfeat.errors import DataError, MissingPackageError
 from itmfeat.features import open_features
-from itmfeat.report import collect, render, tabulate
+from itmfeat.report import collect, read_published, render, tabulate
 from itmfeat.report.html import page
 from itmfeat.report.html.hits import MISSED, asked
-from itmfeat.report.html.measures import matches
+from itmfeat.report.html.measures import matches, methods, scores
 from itmfeat.report.html.thumbnails import SIDE, thumbnail
 from itmfeat.report.table import Table
 
@@ -143,6 +143,22 @@ def test_names_with_markup_are_shown_as_they_are(tables: list[Table]) -> None:
     assert "<i>:" not in text
     assert "<title>&lt;i&gt;: itmfeat report" in text
     assert "data-method='&lt;b&gt;&#x27;snll&#x27;'" in text
+
+
+def test_published_rows_stand_in_table_and_chart(runs: Path, tmp_path: Path) -> None:
+    numbers = "i2t_r1,i2t_r5,i2t_r10,t2i_r1,t2i_r5,t2i_r10"
+    file = tmp_path / "published.csv"
+    file.write_text(
+        f"method,dataset,protocol,noise_protocol,noise_ratio,{numbers},source\n"
+        "A-paper,hostile,full,ncr,0.4,30,55,65,20,48,60,Somewhere\n"
+    )
+    tables = tabulate(collect([runs]).runs, read_published([file]))
+    assert methods(tables) == ["snll", "triplet", "A-paper†"]  # ours keep their colours
+    (row,) = [row for row in scores(tables) if row["method"] == "A-paper†" and row["metric"] == "rsum"]
+    assert (row["noise"], row["mean"], row["std"], row["runs"]) == (40.0, 278.0, 0.0, 0)
+    text = page(tables, queries=0)
+    assert "A-paper†</th><td data-value='30.0'><span>30.0</span> <small></small></td>" in text
+    assert "A-paper: Somewhere" in text
 
 
 def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], runs: Path, at: Path) -> None:

@@ -16,6 +16,14 @@ from itmfeat.report.table import percent
 SEED = 0  # of the draw, so that the same runs make the same page
 
 
+def packed(value: object) -> str:
+    """Data for the script of a page, in ASCII.
+
+    No "<" stays, so that no text in it can end the element it stands in or start another.
+    """
+    return json.dumps(value, separators=(",", ":")).replace("<", r"\u003c")
+
+
 @dataclass
 class Gallery:
     """What of a test split stands in the page, in the form in which its script reads it.
@@ -68,7 +76,7 @@ class Gallery:
                 each: thumbnail(root, images[each][0]) for each in images if each not in self._made
             }
         found = {each: picture for each in images if (picture := self._made.get(each))}
-        took = sum(len(json.dumps(part)) for part in (entry, captions, images, found))
+        took = sum(len(packed(part)) for part in (entry, captions, images, found))
         if took > room:
             return 0
         self.queries[way].append(entry)
@@ -84,7 +92,7 @@ def gallery(asked: Asked, root: Path | None, budget: int, queries: int) -> Galle
     `root` is where the image files lie; without it there are names instead of pictures.
     """
     found = Gallery(asked)
-    room = budget - len(json.dumps(found.data))
+    room = budget - len(packed(found.data))
     turns = zip_longest(*([(way, *each) for each in choose(asked, way, queries)] for way in WAYS))
     for turn in chain.from_iterable(turns):
         if turn is None:  # one direction has fewer queries
@@ -108,7 +116,7 @@ def choose(asked: Asked, way: str, count: int) -> list[tuple[int, bool]]:
     draw = np.random.default_rng(SEED).permutation(len(spread))
     apart = draw[np.argsort(-spread[draw], kind="stable")]
     apart = apart[: np.count_nonzero(spread)][: count - count // 3]
-    rest = np.setdiff1d(draw, apart, assume_unique=True)[: count - len(apart)]
+    rest = draw[~np.isin(draw, apart)][: count - len(apart)]
     turns = zip_longest(apart[::2].tolist(), apart[1::2].tolist(), rest.tolist())
     marked = [((one, False), (other, False), (drawn, True)) for one, other, drawn in turns]
     return [(query, drawn) for query, drawn in chain.from_iterable(marked) if query is not None]

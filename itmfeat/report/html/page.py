@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from functools import cache
 from html import escape
@@ -14,7 +13,7 @@ from typing import Any
 
 from itmfeat.errors import DataError, Note, UsageError, silent
 from itmfeat.report.html import charts, measures
-from itmfeat.report.html.gallery import Gallery, galleries
+from itmfeat.report.html.gallery import Gallery, galleries, packed
 from itmfeat.report.html.hits import WAYS, Asked, asked
 from itmfeat.report.html.sections import controls, made, section
 from itmfeat.report.table import Table
@@ -128,9 +127,8 @@ def _file(name: str) -> str:
 
 
 def _json(name: str, value: Any) -> str:
-    """Data for the script. No "<" stays, so that no text in it can end the element or start another."""
-    plain = json.dumps(value, separators=(",", ":")).replace("<", r"\u003c")
-    return f'<script type="application/json" id="{name}">{plain}</script>'
+    """Data for the script."""
+    return f'<script type="application/json" id="{name}">{packed(value)}</script>'
 
 
 def _policy(*scripts: str) -> str:
