@@ -181,7 +181,7 @@ def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], run
 def test_a_budget_is_kept_and_what_it_cost_is_told(tables: list[Table], pictures: Path) -> None:
     told: list[str] = []
     bare = len(page(tables, queries=0).encode())
-    budget = (bare + 30_000) / 1e6
+    budget = (bare + 20_000) / 1e6
     text = page(tables, images=pictures, budget=budget, note=told.append)
     assert bare < len(text.encode()) <= budget * 1e6
     left = next(line for line in told if line.startswith("left out"))
