@@ -1,9 +1,11 @@
 """The functions behind the commands, for scripts and notebooks."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from itmfeat import retrieval
@@ -23,7 +25,7 @@ from itmfeat.noise import (
     file_digest,
     seed_of,
 )
-from itmfeat.pairs import Ints, split_pairs
+from itmfeat.pairs import Ints, Pairs, split_pairs
 from itmfeat.runs import Run, open_run
 from itmfeat.stack import embed_pairs, joined, load_heads
 from itmfeat.training import Logged, Progress, choose_device, train_stack
@@ -127,10 +129,12 @@ def train(
 
 
 def evaluate(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     split: str = "test",
     protocol: str = "auto",
     *,
+    captions: int | None = None,
+    ensemble: bool = False,
     bootstrap: int = 0,
     cache: str | Path | None = None,
     device: str = "auto",
@@ -138,20 +142,39 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a finished run on a split: recalls in percent, ranks, rSum.
 
+    `captions` is how many of each image are ranked, the first so many, 0 for all; by default what the run was
+    configured with. With `ensemble` several runs of one dataset are ranked by the mean of their similarities.
     `bootstrap` resamples of the images give every metric a 95 % interval ("interval" in the result). For the
     test split they need no features where the run keeps its ranks. `note` is told of images without
     features, which are left out.
     """
+    paths = [Path(run)] if isinstance(run, str | Path) else [Path(path) for path in run]
+    _check_request(paths, captions, ensemble)
     if bootstrap < 0:
         raise UsageError(f"--bootstrap takes a number of resamples, as 1000, not {bootstrap}")
-    found = finished(run)
-    held = _held(found, protocol) if bootstrap and split == "test" and cache is None else None
-    result, tensors = held or _ranked(found, split, protocol, cache, device, note)
+    if bootstrap and protocol == "eccv":
+        raise UsageError("--bootstrap goes with protocols of recalls; leave out --protocol eccv")
+    as_finished = split == "test" and not ensemble and captions is None and cache is None
+    held = _held(finished(paths[0]), protocol) if bootstrap and as_finished else None
+    result, tensors = held or _ranked(paths, split, protocol, captions, cache, device, note)
+    if ensemble:
+        result["ensemble"] = [path.resolve().name for path in paths]
     for own in (result, result.get("5x1k")) if bootstrap else ():
         if own:
-            ranks = retrieval.from_tensors(tensors, own["protocol"])[1]
-            own["interval"] = retrieval.intervals(ranks, bootstrap)
+            own["interval"] = retrieval.intervals(
+                retrieval.from_tensors(tensors, own["protocol"])[1], bootstrap
+            )
     return result
+
+
+def _check_request(paths: list[Path], captions: int | None, ensemble: bool) -> None:
+    """A UsageError unless the number of runs fits and `captions` can be ranked."""
+    if captions is not None and captions < 0:
+        raise UsageError(f"--captions must be at least 1, or 0 for all, not {captions}")
+    if len(paths) > 1 and not ensemble:
+        raise UsageError("several runs are evaluated as one, with --ensemble; without it name one run")
+    if ensemble and len({path.resolve() for path in paths}) < max(2, len(paths)):
+        raise UsageError("--ensemble takes two different runs or more")
 
 
 def finished(run: str | Path) -> Run:
@@ -160,6 +183,13 @@ def finished(run: str | Path) -> Run:
     if not found.finished:
         raise DataError(f"{run} is not finished; repeat its train command, it resumes")
     return found
+
+
+def opened(path: str | Path, cache: str | Path | None = None) -> tuple[Run, RunConfig, Features]:
+    """A finished run, and the features that it was made with, in `cache` if they moved."""
+    run = finished(path)
+    config = run.config()
+    return run, config, reopen(Path(cache or run.read("manifest.json")["cache"]), config.data)
 
 
 def rank_tensors(
@@ -174,7 +204,7 @@ def rank_tensors(
             f"{run.path} was made before runs kept their ranks, and its cache {path} is gone: say with "
             "--cache where it is now"
         )
-    return _ranked(run, "test", "auto", path, device, note)[1]
+    return _ranked([run.path], "test", "auto", None, path, device, note)[1]
 
 
 def _held(run: Run, protocol: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
@@ -191,25 +221,70 @@ def _held(run: Run, protocol: str) -> tuple[dict[str, Any], dict[str, torch.Tens
 
 
 def _ranked(
-    run: Run, split: str, protocol: str, cache: str | Path | None, device: str, note: Note
+    paths: list[Path],
+    split: str,
+    protocol: str,
+    captions: int | None,
+    cache: str | Path | None,
+    device: str,
+    note: Note,
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Results of a run on a split, and the ranks behind them, from the features of its cache."""
-    config = run.config()
-    path = Path(cache) if cache else Path(run.read("manifest.json")["cache"])
-    features = reopen(path, config.data)
-    if features.missing:
-        note(features.missing)
-    image, text, caption_image = embeddings(run, config, features, split, choose_device(device))
+    """Results of one run or of an ensemble, and the ranks behind them, from the features."""
+    runs = [opened(path, cache) for path in paths]
+    pairs = _shared_pairs(runs, split, captions)
+    for missing in dict.fromkeys(features.missing for _, _, features in runs):
+        if missing:
+            note(missing)
+    where = choose_device(device)
+    sides = zip(*(embeddings(*each, split, where, captions)[:2] for each in runs), strict=True)
+    image, text = (_averaged(list(side)) for side in sides)
     ranks: dict[str, retrieval.Ranks] = {}
-    result = retrieval.evaluate(image, text, caption_image, protocol=protocol, split=split, kept=ranks)
-    return dict(result), retrieval.to_tensors(ranks, features.pairs(split, config.data.captions_per_image))
+    index = runs[0][2].cache.index
+    result = retrieval.evaluate_split(image, text, pairs, index, split, protocol, ranks)
+    return dict(result), retrieval.to_tensors(ranks, pairs)
+
+
+def _shared_pairs(opened: list[tuple[Run, RunConfig, Features]], split: str, captions: int | None) -> Pairs:
+    """The pairs of the split; a DataError unless they are the same in all runs."""
+    (first, config, features), *others = opened
+    pairs = features.pairs(split, _per_image(config, captions))
+    for run, other, own in others:
+        if other.data.dataset_digest != config.data.dataset_digest:
+            raise DataError(f"{first.path} and {run.path} are runs on different datasets, so no ensemble")
+        theirs = own.pairs(split, _per_image(other, captions))
+        if not (
+            np.array_equal(pairs.images, theirs.images) and np.array_equal(pairs.captions, theirs.captions)
+        ):
+            raise DataError(
+                f"{first.path} and {run.path} differ in the images or captions of the {split} split: give "
+                "--captions if they took different numbers, and leave out a backbone that misses images"
+            )
+    return pairs
+
+
+def _per_image(config: RunConfig, captions: int | None) -> int:
+    """How many captions of an image are taken; 0 for all."""
+    return config.data.captions_per_image if captions is None else captions
+
+
+def _averaged(sides: list[torch.Tensor]) -> torch.Tensor:
+    """Embeddings (X, E) of several runs as one (X, sum of E), whose cosines are the mean of theirs."""
+    return sides[0] if len(sides) == 1 else torch.cat(sides, dim=1) / math.sqrt(len(sides))
 
 
 def embeddings(
-    run: Run, config: RunConfig, features: Features, split: str, device: torch.device
+    run: Run,
+    config: RunConfig,
+    features: Features,
+    split: str,
+    device: torch.device,
+    captions: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalised embeddings of a split, images (I, E) and captions (C, E), and caption -> image (C,)."""
-    pairs = features.pairs(split, config.data.captions_per_image)
+    """Normalised embeddings of a split, images (I, E) and captions (C, E), and caption -> image (C,).
+
+    `captions` of each image, by default as many as the run was configured with.
+    """
+    pairs = features.pairs(split, _per_image(config, captions))
     sources = features.sources(config.head, pairs.images, pairs.captions, device)
     heads = load_heads(config.head, run.read_tensors("head.safetensors"), device)
     image, text = map(joined, embed_pairs(heads, sources, pairs, device))
@@ -284,6 +359,7 @@ __all__ = [
     "evaluate",
     "finished",
     "noise_index",
+    "opened",
     "rank_tensors",
     "train",
     "train_table",

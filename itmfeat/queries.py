@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from itmfeat import retrieval
+from itmfeat.api import opened
 from itmfeat.cache import FeatureFile
 from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, Note, UsageError, silent
-from itmfeat.features import Features, reopen
+from itmfeat.features import Features
 from itmfeat.loader import Side, whole
 from itmfeat.pairs import Pairs
 from itmfeat.report.hits import EDGE, page
-from itmfeat.runs import Run, open_run
+from itmfeat.runs import Run
 from itmfeat.stack import EMBED_BATCH, embed, joined, load_heads
 from itmfeat.training import choose_device
 
@@ -69,7 +70,7 @@ def search(
         raise UsageError(f"--top must be at least 1, not {top}")
     picture = _picture(query)
     sentence = "" if picture else _sentence(str(query))
-    found, config, features = _opened(Path(run), cache)
+    found, config, features = opened(run, cache)
     pairs = features.pairs(split, config.data.captions_per_image)
     if features.missing:
         note(features.missing)
@@ -141,15 +142,6 @@ def _sentence(query: str) -> str:
     if not sentence:
         raise UsageError("the query is empty: give a sentence, or the path of a picture")
     return sentence
-
-
-def _opened(path: Path, cache: str | Path | None) -> tuple[Run, RunConfig, Features]:
-    """A finished run and the features that it was made with."""
-    run = open_run(path)
-    if not run.finished:
-        raise DataError(f"{path} is not finished; repeat its train command, it resumes")
-    config = run.config()
-    return run, config, reopen(Path(cache or run.read("manifest.json")["cache"]), config.data)
 
 
 def _picture_features(file: FeatureFile, picture: Path, device: str, backbone: str | None) -> Tensor:

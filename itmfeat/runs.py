@@ -5,7 +5,7 @@ manifest.json             versions, device, digests, arguments, times
 metrics.jsonl             a line an epoch
 checkpoint-NNN...         where to go on after epoch NNN; gone when the run is finished
 head.safetensors          the heads of the best validation epoch
-ranks.safetensors         the rank of each test query, in both directions (`itmfeat.retrieval.queries`)
+ranks.safetensors         the rank of each test query, in both directions (`itmfeat.retrieval.kept`)
 retrieved.safetensors     the ten best hits of each test query, in both directions, by FAISS
 results.json              the test metrics; written last, so it marks a finished run
 """

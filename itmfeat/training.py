@@ -208,8 +208,7 @@ class Trainer:
             heads = load_heads(self.head, member.best, self.device)
             image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
             ranks: dict[str, retrieval.Ranks] = {}
-            caption_image = torch.from_numpy(pairs.caption_image).to(self.device)
-            results = retrieval.evaluate(image, text, caption_image, kept=ranks)
+            results = retrieval.evaluate_split(image, text, pairs, self.features.cache.index, kept=ranks)
             lists = {
                 "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
                 "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split

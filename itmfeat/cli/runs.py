@@ -71,9 +71,15 @@ def train(
 
 @command(app, "eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    runs: Annotated[list[Path], typer.Argument(help="A run folder; several with --ensemble.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    protocol: Annotated[str, typer.Option(help="auto, 1k, 5k, 5x1k or full.")] = "auto",
+    protocol: Annotated[str, typer.Option(help="auto, 1k, 5k, 5x1k, full or eccv.")] = "auto",
+    captions: Annotated[
+        int | None, typer.Option(help="The first N of each image, 0 for all; default as configured.")
+    ] = None,
+    ensemble: Annotated[
+        bool, typer.Option("--ensemble", help="Rank by the mean of the runs' similarities.")
+    ] = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals, as 1000.")
     ] = 0,
@@ -81,11 +87,24 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a finished run."""
+    """Evaluate a finished run, or several as one.
+
+    Protocol eccv is for COCO 5K: it adds ECCV Caption and CxC, where several images fit a caption.
+    """
     from itmfeat.api import evaluate as run_evaluation
     from itmfeat.console import note
 
-    found = run_evaluation(run, split, protocol, bootstrap=bootstrap, cache=cache, device=device, note=note)
+    found = run_evaluation(
+        runs,
+        split,
+        protocol,
+        captions=captions,
+        ensemble=ensemble,
+        bootstrap=bootstrap,
+        cache=cache,
+        device=device,
+        note=note,
+    )
     _print_results(found, as_json)
 
 
@@ -95,8 +114,10 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
         return
     print(
         f"{results['split']} split, protocol {results['protocol']}: {results['images']} images, "
-        f"{results['captions']} captions"
+        f"{results['captions']} captions{_left_out(results)}"
     )
+    if "ensemble" in results:
+        print(f"ensemble of {len(results['ensemble'])}: {', '.join(results['ensemble'])}")
     print(f"{'':13} {'R@1':>6} {'R@5':>6} {'R@10':>6} {'MedR':>6} {'MeanR':>7}")
     for way, title in (("i2t", "image to text"), ("t2i", "text to image")):
         row = results[way]
@@ -105,6 +126,7 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     print(f"rSum {results['rsum']:.1f}")
     if "5x1k" in results:
         print(f"rSum {results['5x1k']['rsum']:.1f} (5x1k)")
+    _print_relevance(results)
     for own in (results, results.get("5x1k", {})):
         if "interval" in own:
             _print_intervals(own)
@@ -123,6 +145,30 @@ def _print_intervals(results: dict[str, Any]) -> None:
         ends = (f"{low:.1f}-{high:.1f}" for low, high in made[way].values())
         print(f"{title:13} " + " ".join(f"{text:>12}" for text in ends))
     print("rSum {:.1f}-{:.1f}".format(*made["rsum"]))
+
+
+def _left_out(results: dict[str, Any]) -> str:
+    """What was not ranked, or is not as in papers."""
+    parts = []
+    if results.get("dropped"):
+        parts.append(f"{results['dropped']} more captions dropped")
+    if standard := results.get("standard"):
+        numbers = ", ".join(f"{number} {what}" for what, number in standard.items())
+        parts.append(f"the whole split: {numbers}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _print_relevance(results: dict[str, Any]) -> None:
+    """ECCV Caption and CxC, if they are among the results."""
+    titles = {"map_at_r": "mAP@R", "r_precision": "R-P", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+    for name, title in (("eccv", "ECCV Caption"), ("cxc", "CxC")):
+        for way, label in (("i2t", "image to text"), ("t2i", "text to image")):
+            if row := results.get(name, {}).get(way):
+                metrics = [key for key in row if key != "queries"]
+                if way == "i2t":
+                    print(f"{title:13} " + " ".join(f"{titles[key]:>6}" for key in metrics))
+                values = " ".join(f"{row[key]:6.1f}" for key in metrics)
+                print(f"{label:13} {values} of {row['queries']} queries")
 
 
 @command(app)

@@ -64,6 +64,8 @@ def compare(
     ranks = ranks_of(sides, cache, device, note)
     refuse_other_queries(ranks)
     runs, tensors = list(ranks), list(ranks.values())
+    if protocol == "auto":
+        protocol = runs[0].read("results.json")["protocol"]
     found = [retrieval.from_tensors(each, protocol) for each in tensors]
     models = [queries for _, queries in found]
     weight, group = weights(sides, runs)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Scores held at once, 1 GiB of float32: COCO 5K fits, and is multiplied once for both directions.
-HELD_SCORES = 2**28
+# Scores held at once, 512 MiB of float32: COCO 5K fits, and is multiplied once for both directions.
+HELD_SCORES = 2**27
 
 
 @contextmanager

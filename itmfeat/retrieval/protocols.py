@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from itmfeat.errors import DataError, unknown
-from itmfeat.retrieval.ranking import Ranks, ranks
+from itmfeat.retrieval.ranking import Ranks, folded_ranks, ranks
 
 PROTOCOLS = ["auto", "1k", "5k", "5x1k", "full"]
 FOLD = 1000
@@ -23,6 +23,13 @@ class Recalls(TypedDict):
     meanr: float
 
 
+class Standard(TypedDict):
+    """What a split has where papers report on it."""
+
+    images: int
+    captions: NotRequired[int]  # where there is a fixed number
+
+
 # The functional form, because one key is no identifier.
 Results = TypedDict(
     "Results",
@@ -35,6 +42,11 @@ Results = TypedDict(
         "t2i": Recalls,
         "rsum": float,
         "5x1k": NotRequired["Results"],
+        "dropped": NotRequired[int],  # captions beyond the first so many of an image
+        "standard": NotRequired[Standard],  # where other numbers of images or captions were ranked
+        "eccv": NotRequired[dict[str, dict[str, float]]],
+        "cxc": NotRequired[dict[str, dict[str, float]]],
+        "ensemble": NotRequired[list[str]],  # names of the runs
     },
 )
 
@@ -45,23 +57,38 @@ def evaluate(
     caption_image: Tensor,
     protocol: str = "auto",
     split: str = "test",
+    standard: Standard | None = None,
     kept: dict[str, Ranks] | None = None,
 ) -> Results:
     """Recalls of `image` (N, E) and `text` (C, E), caption c being of image `caption_image[c]`.
 
     `1k` and `5k` rank that many images against each other, `5x1k` is the mean over five consecutive
     folds of 1000 images with their captions, `full` takes any number. `auto` is `1k` for 1000
-    images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest. `kept` receives
-    the ranks of the queries under the name of each protocol; those of `5x1k` are ranks in the fold.
+    images; `5k`, with the `5x1k` result beside it, for 5000; and `full` for the rest.
+
+    `standard` is what the split has in papers. Where other numbers are ranked, the answer has it too, no
+    protocol of a fixed size goes, and fewer images or captions are a `subset`. `kept` receives the ranks of
+    the queries under the name of each protocol; those of `5x1k` are ranks in the fold.
     """
     kept = {} if kept is None else kept
+    if standard is not None and _differs(standard, len(image), len(text)):
+        if protocol not in ("auto", "full"):
+            raise DataError(_refusal(protocol, split, standard, len(image), len(text)))
+        fewer = len(image) < standard["images"] or len(text) < standard.get("captions", 0)
+        protocol = "subset" if fewer else "full"
+        kept[protocol] = ranks(image, text, caption_image)
+        return results(kept[protocol], protocol, split) | {"standard": standard}
     automatic, protocol = protocol == "auto", resolve(protocol, len(image), split)
+    folded = protocol == "5x1k" or (automatic and protocol == "5k")
+    whole, folds = folded_ranks(image, text, caption_image, FOLD if folded else len(image))
+    if folded:
+        kept["5x1k"] = _unfolded(folds, caption_image)
     if protocol == "5x1k":
-        return _folds(image, text, caption_image, split, kept)
-    kept[protocol] = ranks(image, text, caption_image)
-    result = results(kept[protocol], protocol, split)
-    if automatic and protocol == "5k":
-        result["5x1k"] = _folds(image, text, caption_image, split, kept)
+        return _folds(folds, split)
+    kept[protocol] = whole
+    result = results(whole, protocol, split)
+    if folded:
+        result["5x1k"] = _folds(folds, split)
     return result
 
 
@@ -75,6 +102,20 @@ def resolve(protocol: str, images: int, split: str = "test") -> str:
     if images != wanted:
         raise DataError(f"protocol {protocol} needs exactly {wanted} images, the {split} split has {images}")
     return protocol
+
+
+def _differs(standard: Standard, images: int, captions: int) -> bool:
+    """Whether other images or captions are ranked than in papers."""
+    return images != standard["images"] or captions != standard.get("captions", captions)
+
+
+def _refusal(protocol: str, split: str, standard: Standard, images: int, captions: int) -> str:
+    """What to say where a protocol does not go with so many images and captions."""
+    wanted = " and ".join(f"{number} {what}" for what, number in standard.items())
+    return (
+        f"protocol {protocol} is for the whole {split} split of {wanted}, and {images} images and {captions} "
+        "captions are ranked here: --protocol full takes them and says so"
+    )
 
 
 def results(ranked: Ranks, protocol: str = "full", split: str = "test") -> Results:
@@ -106,20 +147,21 @@ def _recalls(rank: Tensor) -> Recalls:
     return {"r1": r1, "r5": r5, "r10": r10, "medr": float(int(middle) // 2 + 1), "meanr": meanr}
 
 
-def _folds(image: Tensor, text: Tensor, caption_image: Tensor, split: str, kept: dict[str, Ranks]) -> Results:
-    """`5x1k` of (N, E), (C, E), (C,): each metric's mean over folds of 1000 consecutive images."""
-    caption_image = caption_image.to(text.device)
-    folds, i2t_ranks, t2i_ranks = [], [], torch.empty_like(caption_image)
-    for start in range(0, len(image), FOLD):
-        mine = ((caption_image >= start) & (caption_image < start + FOLD)).nonzero()[:, 0]
-        fold = ranks(image[start : start + FOLD], text[mine], caption_image[mine] - start)
-        folds.append(results(fold))
-        i2t_ranks.append(fold.i2t)
-        t2i_ranks[mine] = fold.t2i
-    kept["5x1k"] = Ranks(torch.cat(i2t_ranks), t2i_ranks)
+def _unfolded(folds: list[Ranks], caption_image: Tensor) -> Ranks:
+    """The ranks in the folds, in the order of the split: (N,) and (C,)."""
+    t2i = torch.empty_like(caption_image, device=folds[0].t2i.device)
+    for place, fold in enumerate(folds):
+        t2i[caption_image.to(t2i.device) // FOLD == place] = fold.t2i
+    return Ranks(torch.cat([fold.i2t for fold in folds]), t2i)
+
+
+def _folds(ranked: list[Ranks], split: str) -> Results:
+    """`5x1k` of the ranks in each fold: the mean of each metric."""
+    folds = [results(fold) for fold in ranked]
+    sizes = sum(fold["images"] for fold in folds), sum(fold["captions"] for fold in folds)
     i2t = _mean([fold["i2t"] for fold in folds])
     t2i = _mean([fold["t2i"] for fold in folds])
-    return _results("5x1k", split, (len(image), len(text)), i2t, t2i)
+    return _results("5x1k", split, sizes, i2t, t2i)
 
 
 def _mean(folds: list[Recalls]) -> Recalls:

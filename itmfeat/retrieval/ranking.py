@@ -1,5 +1,6 @@
-"""Exact ranks of the positives, blockwise: both directions share the matrix products."""
+"""Exact ranks and exact lists, blockwise; for ranks both directions share the matrix products."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,6 +29,14 @@ def ranks(image: Tensor, text: Tensor, caption_image: Tensor) -> Ranks:
     An image may have any number of captions, in any order, but at least one. Computed in float32 on
     the device of `image`, at most `HELD_SCORES` scores at a time.
     """
+    return folded_ranks(image, text, caption_image, len(image))[0]
+
+
+def folded_ranks(image: Tensor, text: Tensor, caption_image: Tensor, size: int) -> tuple[Ranks, list[Ranks]]:
+    """The `ranks` of the whole, and those within each fold of `size` consecutive images and their captions.
+
+    The product is shared, so folds cost little beside the whole. One fold of all images is not made.
+    """
     device = image.device
     image, text = float32(image, device), float32(text, device)
     caption_image = caption_image.to(device, torch.int64)
@@ -36,8 +45,55 @@ def ranks(image: Tensor, text: Tensor, caption_image: Tensor) -> Ranks:
     # Products take all threads, the counting one: its steps last a millisecond each, and on a busy
     # machine threads wait longer than that for each other.
     with full_precision(device), threads(1):
-        i2t, own = _image_ranks(scores, caption_image)
-        return Ranks(i2t, _caption_ranks(scores, own, caption_image))
+        whole, folds = _ranks(scores, caption_image), []
+        for start in range(0, len(image), size) if size < len(image) else ():
+            mine = ((caption_image >= start) & (caption_image < start + size)).nonzero()[:, 0]
+            folds.append(_ranks(scores.part(start, start + size, mine), caption_image[mine] - start))
+    return whole, folds
+
+
+def _ranks(scores: "_Scores", caption_image: Tensor) -> Ranks:
+    """The ranks by the scores (N, C) of images and captions (C,)."""
+    i2t, own = _image_ranks(scores, caption_image)
+    return Ranks(i2t, _caption_ranks(scores, own, caption_image))
+
+
+def first(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
+    """The first k of `gallery` (G, E) for each of `queries` (Q, E): ids (Q, min(k, G)), -1 for a NaN.
+
+    In the order that `ranks` counts in, to the last tie, which `search` does not promise: of equal scores
+    the lower id stands first, also where a list ends among them. Computed as `ranks` is.
+    """
+    device = queries.device
+    queries, gallery = float32(queries, device), float32(gallery, device)
+    k = min(k, len(gallery))
+    if k < 1 or not len(queries):
+        raise DataError("there is nothing to rank: queries, gallery and list need at least one entry each")
+    lists = torch.empty(len(queries), k, dtype=torch.int64, device=device)
+    with full_precision(device):
+        for rows, block in _Scores(queries, gallery).chunks():
+            lists[rows] = _first(block, k)
+    return lists
+
+
+def _first(scores: Tensor, k: int) -> Tensor:
+    """The ids (Q, k) of the first k of each row of `scores` (Q, G), -1 for a NaN."""
+    known, asked = scores, min(k + 1, scores.shape[1])
+    top = known.topk(asked, dim=1)
+    if top.values.isnan().any():  # a NaN counts as ahead, as topk has it, but compares with nothing
+        known = scores.masked_fill(scores.isnan(), torch.inf)
+        top = known.topk(asked, dim=1)
+    ids, last = top.indices[:, :k].sort(dim=1).values, top.values[:, k - 1 : k]
+    # Where a list ends among equal scores, topk takes any of them.
+    tied = (top.values[:, k:] == last).any(dim=1).nonzero()[:, 0]
+    if len(tied):
+        row, equal = known[tied], known[tied] == last[tied]
+        above = row > last[tied]
+        chosen = above | (equal & (equal.cumsum(dim=1) <= k - above.sum(dim=1, keepdim=True)))
+        ids[tied] = chosen.nonzero()[:, 1].view(-1, k)
+    order = known.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
+    ids = ids.gather(1, order)
+    return ids.masked_fill(scores.gather(1, ids).isnan(), -1)
 
 
 def _check_pairs(images: int, captions: int, caption_image: Tensor) -> None:
@@ -71,10 +127,18 @@ class _Scores:
         """Yield ids of images (n,) and their scores (n, C), until each image had its turn."""
         size = max(1, COMPARED_SCORES // len(self.column_of))
         for start in range(0, len(self.image), self.step):
+            inside = ((self.row_of >= start) & (self.row_of < start + self.step)).nonzero()[:, 0]
+            if not len(inside):
+                continue
             product = self._product(start)
-            inside = (self.row_of >= start) & (self.row_of < start + self.step)
-            for rows in torch.split(inside.nonzero()[:, 0], size):
-                yield rows, self._expand(product, self.row_of[rows] - start)
+            for rows in torch.split(inside, size):
+                yield rows, _taken(_taken(product, 0, self.row_of[rows] - start), 1, self.column_of)
+
+    def part(self, first: int, last: int, columns: Tensor) -> "_Scores":
+        """Those of the images from `first` to before `last` with some captions, of the same product."""
+        part = copy.copy(self)
+        part.row_of, part.column_of = self.row_of[first:last], self.column_of[columns]
+        return part
 
     def _product(self, start: int) -> Tensor:
         """Scores (step, V) of distinct vectors; held for the second pass if there are no others."""
@@ -86,21 +150,21 @@ class _Scores:
             self.held = product
         return product
 
-    def _expand(self, product: Tensor, row: Tensor) -> Tensor:
-        """The rows `row` (n,) of a product (step, V), with a column for each caption: (n, C)."""
-        if len(self.image) == len(self.row_of):  # all distinct: side by side, so a view will do
-            scores = product[int(row[0]) : int(row[-1]) + 1]
-        else:
-            scores = product[row]
-        return scores if len(self.text) == len(self.column_of) else scores[:, self.column_of]
+
+def _taken(scores: Tensor, dim: int, ids: Tensor) -> Tensor:
+    """The rows (dim 0) or columns (dim 1) `ids` of a product; a view where they stand side by side."""
+    if (ids.diff() == 1).all():
+        return scores.narrow(dim, int(ids[0]), len(ids))
+    return scores.index_select(dim, ids)
 
 
 def _distinct(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The U distinct rows of `vectors` (X, E), as (U, E), and which of them each row is, (X,)."""
     rows = vectors.cpu().numpy()
-    # One opaque item a row: rows are compared as bytes, so that even NaN equals itself.
-    items = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))[:, 0]
-    _, first, which = np.unique(items, return_index=True, return_inverse=True)
+    # Rows are compared as bytes, so that even NaN equals itself; a table finds copies faster than a sort.
+    seen: dict[bytes, int] = {}
+    copied = (seen.setdefault(row.tobytes(), number) for number, row in enumerate(rows))
+    first, which = np.unique(np.fromiter(copied, np.int64, len(rows)), return_inverse=True)
     if len(first) == len(rows):
         return vectors, torch.arange(len(rows), device=vectors.device)
     index = torch.from_numpy(first).to(vectors.device)

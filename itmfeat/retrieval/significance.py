@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from itmfeat.pairs import Ints
-from itmfeat.retrieval.queries import Queries
+from itmfeat.retrieval.kept import Queries
 from itmfeat.retrieval.uncertainty import CUTS, HELD, LEVEL, RECALLS, Floats
 
 TESTED = (*RECALLS, "rsum")

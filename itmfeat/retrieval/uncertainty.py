@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.pairs import Ints
-from itmfeat.retrieval.queries import Queries
+from itmfeat.retrieval.kept import Queries
 
 Floats = NDArray[np.float64]
 

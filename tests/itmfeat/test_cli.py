@@ -20,7 +20,7 @@ def test_train_eval_report(toy_cache: Path, at: Path) -> None:
     evaluated = call("eval", folder, "--json")
     assert json.loads(evaluated.stdout) == json.loads(Path(folder, "results.json").read_text())
     results = json.loads(evaluated.stdout)
-    assert list(results) == ["protocol", "split", "images", "captions", "i2t", "t2i", "rsum"]
+    assert list(results) == ["protocol", "split", "images", "captions", "i2t", "t2i", "rsum", "dropped"]
     table = call("report", "runs")
     assert "triplet" in table.stdout
     assert call("report", "runs", "--format", "csv", "-o", "table.csv").exit_code == 0

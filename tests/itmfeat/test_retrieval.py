@@ -77,6 +77,26 @@ def test_ranks_equal_brute_force_in_blocks(images: int, largest: int) -> None:
     assert_ranks(integers(images, 5, largest), integers(len(owner), 5, largest), owner)
 
 
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("largest", [0, 1, 1000])
+def test_folds_are_ranked_as_if_they_stood_alone(
+    largest: int, blocks: bool, request: pytest.FixtureRequest
+) -> None:
+    if blocks:
+        request.getfixturevalue("small_blocks")
+    owner = ragged(101)
+    image, text = integers(101, 5, largest), integers(len(owner), 5, largest)
+    whole, folds = ranking.folded_ranks(image, text, owner, 20)
+    assert torch.equal(whole.t2i, ranks(image, text, owner).t2i)
+    assert len(folds) == 6
+    for number, fold in enumerate(folds):
+        mine = owner // 20 == number
+        part = slice(20 * number, 20 * number + 20)
+        want = ranks(image[part], text[mine], owner[mine] - 20 * number)
+        assert torch.equal(fold.i2t, want.i2t)
+        assert torch.equal(fold.t2i, want.t2i)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_ranks_equal_brute_force_on_anything(data: st.DataObject) -> None:
