@@ -10,7 +10,7 @@ from torch import Tensor
 from itmfeat.config import RunConfig
 from itmfeat.features import Features
 from itmfeat.noise import Noisy, corrupt, from_file
-from itmfeat.noise.separation import separation
+from itmfeat.noise.separation import histogram, separation
 from itmfeat.pairs import Ints
 from itmfeat.runs import Run
 
@@ -35,6 +35,10 @@ class Member:
         clean = self.noise.caption_image == self.truth
         chosen = None if split is None else split.cpu().numpy()
         return separation(clean, self.match.numpy(), chosen)
+
+    def histogram(self) -> dict[str, list[int]]:
+        """How many clean and noisy pairs the run matched how well when it last met them."""
+        return histogram(self.noise.caption_image == self.truth, self.match.numpy())
 
 
 def member_of(config: RunConfig, features: Features, runs: Path) -> Member:

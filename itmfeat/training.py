@@ -245,6 +245,7 @@ class Trainer:
             },
             "stack": len(self.members),
             "seconds": {"train": member.seconds},
+            "match": member.histogram(),
             "device": device,
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in names} | {"python": platform.python_version()},

@@ -122,6 +122,7 @@ def test_the_wheel_holds_both_packages_and_nothing_else(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "itmfeat_extract/pipeline.py" in names
     assert "itmfeat/py.typed" in names
+    assert {f"itmfeat/report/html/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
 
 def test_files_and_functions_stay_small() -> None:

@@ -174,21 +174,33 @@ def _print_relevance(results: dict[str, Any]) -> None:
 @command(app)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
-    form: Annotated[str, typer.Option("--format", help="table, markdown, latex, csv or json.")] = "table",
+    form: Annotated[
+        str, typer.Option("--format", help="table, markdown, latex, csv, json, html or svg.")
+    ] = "table",
     published: Annotated[
         list[Path] | None,
         typer.Option("--with", help="A CSV file of published rows, as data/published.csv; repeatable."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="html: the dataset's folder, for its pictures; data/DATASET.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="html: where the cache of the runs is now.")] = None,
+    budget: Annotated[float, typer.Option(help="html: megabytes the page may have.")] = 20.0,
+    queries: Annotated[int, typer.Option(help="html: queries of each direction in the gallery.")] = 60,
 ) -> None:
-    """Print a table of finished runs.
+    """Print a table of finished runs, or write a page or figure about them.
 
     Means over seeds, grouped by dataset, protocol and noise; best in bold, second underlined. Published
-    rows join the tables of their dataset, protocol, noise protocol and ratio, and are marked.
+    rows join the tables of their dataset, protocol, noise protocol and ratio, and are marked. `html` is one
+    page with charts and a gallery of what the runs found, `svg` the figure of rSum against the noise ratio.
     """
     from itmfeat.console import note
+    from itmfeat.errors import UsageError
     from itmfeat.report import collect, read_published, render, tabulate, unplaced
 
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or name another -o")
     collected = collect(runs)
     if collected.note:
         note(collected.note)
@@ -196,12 +208,29 @@ def report(
     tables = tabulate(collected.runs, rows)
     for text in unplaced(rows, tables):
         note(text)
-    if output is not None:
-        output.write_text(render(tables, form), encoding="utf-8")
-    elif form == "table" and sys.stdout.isatty():
+    if form == "table" and output is None and sys.stdout.isatty():
         _print_tables(tables)
+        return
+    if form == "html":
+        from itmfeat.report.html import page
+
+        text = page(tables, images=images, cache=cache, budget=budget, queries=queries, note=note)
     else:
-        print(render(tables, form), end="")
+        text = render(tables, form)
+    if output is None:
+        print(text, end="")
+    else:
+        _write(output, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one step, so that nothing half-written stands under its name."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _print_tables(tables: Any) -> None:

@@ -2,14 +2,15 @@
 
     folders --collect--> runs, published rows --tabulate--> tables --FORMATS--> text
 
-Run folders and files of published rows are all that is read, and a `Table` is all that a format sees. A
-further format is one module `as_NAME.py` with a `text(tables)`, and its line in `FORMATS`.
+Run folders and files of published rows are all that is read, and a `Table` is all that a format sees; the
+HTML page also shows captions and pictures, which it asks of the cache and the dataset. A further format is
+one module `as_NAME.py` with a `text(tables)`, and its line in `FORMATS`.
 """
 
 from collections.abc import Callable, Sequence
 
 from itmfeat.errors import unknown
-from itmfeat.report import as_csv, as_json, as_latex, as_markdown, as_terminal
+from itmfeat.report import as_csv, as_html, as_json, as_latex, as_markdown, as_svg, as_terminal
 from itmfeat.report.as_terminal import renderable
 from itmfeat.report.collect import Collected, collect, run_folders
 from itmfeat.report.grouping import tabulate, unplaced
@@ -36,6 +37,8 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
     "latex": as_latex.text,
     "csv": as_csv.text,
     "json": as_json.text,
+    "html": as_html.text,
+    "svg": as_svg.text,
 }
 
 

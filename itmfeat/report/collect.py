@@ -56,10 +56,14 @@ class SelectionFacts(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The parts of a manifest that a table tells."""
+    """The parts of a manifest that a report tells."""
 
     noise: NoiseFacts = NoiseFacts()
     selection: SelectionFacts = SelectionFacts()
+    cache: str | None = None
+    stack: int = Field(1, ge=1)
+    seconds: dict[str, float] = {}
+    match: dict[str, list[int]] = {}  # how many clean and noisy pairs matched how well
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_best_is_bold_and_second_underlined_on_a_terminal(runs: Path) -> None:
 def test_an_unknown_format_names_the_nearest(runs: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'markdown'"):
         render(tables_of(runs), "markdwon")
-    assert list(FORMATS) == ["table", "markdown", "latex", "csv", "json"]
+    assert list(FORMATS) == ["table", "markdown", "latex", "csv", "json", "html", "svg"]
 
 
 # --- names ---
