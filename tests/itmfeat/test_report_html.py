@@ -16,16 +16,15 @@ from conftest import write_features
 from PIL import Image
 from processes import call, fails
 
-from itmfeat.api import train_table
 from itmfeat.cache import FeatureSpec, write_index
 from itmfeat.errors import DataError, MissingPackageError
-from itmfeat.features import open_features
 from itmfeat.report import collect, read_published, render, tabulate
 from itmfeat.report.html import page
 from itmfeat.report.html.hits import MISSED, asked
 from itmfeat.report.html.measures import matches, methods, scores
 from itmfeat.report.html.thumbnails import SIDE, thumbnail
 from itmfeat.report.table import Table
+from itmfeat.sweeps import sweep
 
 IMAGES, TEST = 44, 14
 HOSTILE = "<script>alert(1)</script> & <!-- </script><img src=x onerror=alert(2)>"
@@ -65,10 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vectors = code[each] + 0.4 * rng.standard_normal((len(each), 6))
         spec = FeatureSpec(kind, name, digest, np.ones(len(each), np.int64), 6)
         write_features(folder / "cache" / kind / f"{name}.h5", spec, vectors)
-    features = open_features(folder / "cache")
-    train_table(
-        features, ("triplet", "snll"), (0.0, 0.4), folder / "runs", seeds=(0, 1), epochs=3, batch_size=8
-    )
+    settings = {"loss": ["triplet", "snll"], "noise": [0, 0.4], "seed": [0, 1], "epochs": 3, "batch_size": 8}
+    sweep(**settings, cache=folder / "cache", runs=folder / "runs")
     return folder / "runs"
 
 
