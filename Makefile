@@ -12,8 +12,10 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/itmfeat demo
 
+# The quick tests on two cores, then those that start clusters, browsers or LaTeX, or are killed.
 test: .venv/installed check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .

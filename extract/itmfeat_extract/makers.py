@@ -79,6 +79,11 @@ class Images:
     opener: Opener | None = None  # where images are no files of their own
     fitting: Fitting = field(default_factory=Fitting)
 
+    @property
+    def together(self) -> int:
+        """On the CPU two ranges, since its cores do not end one at the same moment."""
+        return _together(self.backbone)
+
     def prepare(
         self, items: list[str | None], pool: ThreadPoolExecutor
     ) -> Callable[[], list[NDArray[np.uint8] | None]]:
@@ -118,6 +123,11 @@ class Texts:
     backbone: TextBackbone
     fitting: Fitting = field(default_factory=Fitting)
 
+    @property
+    def together(self) -> int:
+        """As for images."""
+        return _together(self.backbone)
+
     def prepare(
         self, items: list[NDArray[np.int32]], pool: ThreadPoolExecutor
     ) -> Callable[[], list[NDArray[np.int32]]]:
@@ -148,6 +158,10 @@ class Texts:
             if pooled is not None and encoded.pooled is not None:
                 pooled[chosen] = encoded.pooled.float().cpu().numpy()
         return _present(features=vectors, pooled=pooled)
+
+
+def _together(backbone: ImageBackbone | TextBackbone) -> int:
+    return 2 if backbone.placement.device.type == "cpu" else 1
 
 
 def _present(**payloads: Any) -> dict[str, Any]:

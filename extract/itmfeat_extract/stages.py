@@ -1,8 +1,8 @@
 """Ranges through three overlapped stages: decode, forward, write.
 
-While the device works on a range, threads decode the next ones and another thread writes the last. The same
-loop runs in the process of a command, in its worker processes and in the tasks of a cluster; a range is
-always the same batches, so its bytes do not depend on who makes it.
+While the device works on a range (a CPU on two), threads decode the next ones and another thread writes the
+last. The same loop runs in the process of a command, in its worker processes and in the tasks of a cluster; a
+range is always the same batches, so its bytes do not depend on who makes it.
 """
 
 import time
@@ -31,6 +31,10 @@ class Task:
 
 class Maker(Protocol):
     """From the items of a range to its payloads."""
+
+    @property
+    def together(self) -> int:
+        """Ranges that are made at the same time, so that no core waits while one of them ends."""
 
     def prepare(self, items: list[Any], pool: ThreadPoolExecutor) -> Callable[[], Any]:
         """Begin to decode in the threads of `pool`; what is returned waits for it."""
@@ -84,19 +88,30 @@ def run(tasks: Iterable[Task], maker: Maker, threads: int, done: Done) -> Times:
     with (
         times.of("total"),
         _pool(max(1, threads), "decode") as decoding,
+        _pool(maker.together, "make") as making,
         _pool(1, "write") as writing,
     ):
-        last: Future[None] | None = None
+        made: deque[tuple[Slot, Future[dict[str, Any]]]] = deque()
+        written: deque[Future[None]] = deque()
+
+        def hand_over() -> None:
+            slot, payloads = made.popleft()
+            found = payloads.result()
+            with times.of("blocked"):
+                if written:
+                    written.popleft().result()
+            written.append(writing.submit(_write, slot, found, done, times))
+
         for task, prepared in _ahead(tasks, maker, decoding):
             with times.of("decode"):
                 ready = prepared()
-            payloads = maker.make(ready)
-            with times.of("blocked"):
-                if last is not None:
-                    last.result()
-            last = writing.submit(_write, task.slot, payloads, done, times)
-        if last is not None:
-            last.result()
+            made.append((task.slot, making.submit(maker.make, ready)))
+            if len(made) == maker.together:
+                hand_over()
+        while made:
+            hand_over()
+        if written:
+            written.popleft().result()
     return times
 
 

@@ -23,7 +23,7 @@ from itmfeat.errors import ItmfeatError
 from itmfeat_extract.makers import Recipe
 from itmfeat_extract.stages import AHEAD, Done, Maker, Task, Times, run
 
-DEPTH = AHEAD + 3  # ranges that a worker has: those decoded ahead, in the forward pass, written, and one more
+DEPTH = AHEAD + 4  # ranges that a worker has: decoded ahead, two being made, one written, and one more
 RETRIES = 2  # of a range whose worker died
 
 
