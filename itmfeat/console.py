@@ -103,7 +103,7 @@ class Board:
         self._rsums: dict[str, float] = {}  # of the settings of stacks that train
         self._runs: dict[int, list[str]] = {}
         self._shared = 0  # characters that all names begin with
-        self._ended: Counter[str] = Counter(finished=0)
+        self._ended: dict[str, str] = {}  # run -> how
         self._settings = 0
         self._nets: dict[int, int] = {}  # of the stacks
         self._began = time.monotonic()
@@ -116,7 +116,8 @@ class Board:
         """Take an event of a sweep."""
         match event["event"]:
             case "planned":
-                self._settings, self._ended = event["settings"], Counter(finished=len(event["finished"]))
+                self._settings = event["settings"]
+                self._ended = dict.fromkeys(event["finished"], "finished")
                 self._began, self._before, self._parts = time.monotonic(), 0.0, {}
                 self._nets = {stack["stack"]: stack["nets"] for stack in event["stacks"]}
                 names = [name for stack in event["stacks"] for name in stack["settings"]]
@@ -168,7 +169,7 @@ class Board:
             note(f"stack {event['stack']}: {line}{clock}, val rSum {scores}")
 
     def _end(self, event: Mapping[str, Any]) -> None:
-        self._ended[event["event"]] += 1
+        self._ended[event["run"]] = event["event"]
         self._rsums.pop(event["run"], None)
         stack = event.get("stack")
         if stack in self._tasks and event["run"] in self._runs[stack]:
@@ -187,7 +188,8 @@ class Board:
         return name[self._shared :]
 
     def _shown(self) -> RenderableType:
-        counts = f"{self._settings} settings: " + ", ".join(f"{n} {kind}" for kind, n in self._ended.items())
+        ended = {"finished": 0} | Counter(self._ended.values())
+        counts = f"{self._settings} settings: " + ", ".join(f"{n} {kind}" for kind, n in ended.items())
         if left := self._time_left():
             counts += f", about {timedelta(seconds=round(left))} left"
         scores = [f"{self._short(name)} {rsum:.1f}" for name, rsum in self._rsums.items()]

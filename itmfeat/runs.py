@@ -13,6 +13,8 @@ results.json              the test metrics; written last, so it marks a finished
 import json
 import os
 import re
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,30 @@ class Run:
 
     def start(self, config: RunConfig) -> None:
         """Make the folder, or take up an unfinished run of the very same configuration."""
-        stored = self.path / "config.json"
-        if stored.exists():
-            if self.read("config.json") != config.model_dump(mode="json"):
-                raise DataError(f"{self.path} exists and holds another run; choose another --runs folder")
-        elif self.path.exists() and not self._empty():
-            raise DataError(f"{self.path} exists and is no run; move it or choose another --runs folder")
-        else:
+        wanted = config.model_dump(mode="json")
+        if not (self.path / "config.json").exists():
+            if self.path.exists() and not self._empty():
+                raise DataError(f"{self.path} exists and is no run; move it or choose another --runs folder")
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write("config.json", config.model_dump(mode="json"))
+            self._create("config.json", wanted)
+        if self.read("config.json") != wanted:
+            raise DataError(f"{self.path} exists and holds another run; choose another --runs folder")
 
     def _empty(self) -> bool:
-        """Whether the folder holds nothing, or only what a kill at its very start left."""
-        return self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {"config.json.part"}
+        """Whether the folder holds nothing, or only what a start leaves: one that was killed, or goes on."""
+        names = re.compile(r"config\.json(\..*part)?")
+        return self.path.is_dir() and all(names.fullmatch(file.name) for file in self.path.iterdir())
+
+    def _create(self, name: str, value: Any) -> None:
+        """Write a JSON file unless it is there: a process that locks the file must not lose it to another."""
+        part = self.path / f"{name}.{uuid.uuid4().hex}.part"
+        self._fill(part, _json(value))
+        try:
+            with suppress(FileExistsError):  # another process was faster
+                os.link(part, self.path / name)
+        except OSError:  # a file system without links
+            os.replace(part, self.path / name)
+        part.unlink(missing_ok=True)
 
     def read(self, name: str) -> Any:
         """A JSON file of the run."""
@@ -68,7 +81,7 @@ class Run:
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file."""
-        self._put(self.path / name, (json.dumps(value, indent=1) + "\n").encode())
+        self._put(self.path / name, _json(value))
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Write a safetensors file."""
@@ -87,6 +100,10 @@ class Run:
     def _put(self, path: Path, content: bytes) -> None:
         """Write a file in one step: a kill or a full disk leaves the old one or the new one."""
         part = path.with_name(f"{path.name}.part")
+        self._fill(part, content)
+        os.replace(part, path)
+
+    def _fill(self, part: Path, content: bytes) -> None:
         try:
             with part.open("wb") as file:
                 file.write(content)
@@ -94,7 +111,6 @@ class Run:
                 os.fsync(file.fileno())
         except OSError as error:
             raise disk_full(error, self.path, ", it goes on from the last finished epoch") or error from None
-        os.replace(part, path)
 
     def log(self, epoch: int, entry: dict[str, Any]) -> None:
         """Append the line of an epoch; lines of this and later epochs (of a killed attempt) go first."""
@@ -127,6 +143,10 @@ class Run:
     def checkpoint(self, epochs: int) -> str:
         """The name of the checkpoint after so many finished epochs."""
         return f"checkpoint-{epochs:03d}.safetensors"
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def open_run(path: Path) -> Run:

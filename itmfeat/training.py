@@ -20,7 +20,7 @@ from torch import Tensor
 from itmfeat import retrieval, robust
 from itmfeat.checkpoint import by_progress, resume, save
 from itmfeat.config import RunConfig, ScheduleConfig
-from itmfeat.errors import ItmfeatError, Note, UsageError, silent
+from itmfeat.errors import DataError, ItmfeatError, Note, UsageError, silent
 from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
 from itmfeat.loader import Batch, Source, Stream
@@ -199,26 +199,36 @@ class Trainer:
         return entries
 
     def finish(self) -> None:
-        """Evaluate the best heads of each run on the test split, once, and complete its folder."""
+        """Complete the folder of each run; an error of one is raised when the others are complete."""
+        errors = []
         for member in self.members:
-            if member.diverged is not None:
-                member.run.write("manifest.json", self.manifest(member) | {"diverged": member.diverged})
-                continue
-            pairs = self.pairs["test"]
-            heads = load_heads(self.head, member.best, self.device)
-            image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
-            ranks: dict[str, retrieval.Ranks] = {}
-            results = retrieval.evaluate_split(image, text, pairs, self.features.cache.index, kept=ranks)
-            lists = {
-                "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
-                "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split
-            }
-            member.run.write_tensors("retrieved.safetensors", lists)
-            member.run.write_tensors(retrieval.RANKS_FILE, retrieval.to_tensors(ranks, pairs))
-            member.run.write_tensors("head.safetensors", member.best)
-            member.run.write("manifest.json", self.manifest(member))
-            member.run.write("results.json", results)
-            member.run.tidy()
+            try:
+                self._complete(member)
+            except DataError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _complete(self, member: Member) -> None:
+        """Evaluate the best heads of a run on the test split, once, and write down what came out."""
+        if member.diverged is not None:
+            member.run.write("manifest.json", self.manifest(member) | {"diverged": member.diverged})
+            return
+        pairs = self.pairs["test"]
+        heads = load_heads(self.head, member.best, self.device)
+        image, text = map(joined, embed_pairs(heads, self.sources, pairs, self.device))
+        ranks: dict[str, retrieval.Ranks] = {}
+        results = retrieval.evaluate_split(image, text, pairs, self.features.cache.index, kept=ranks)
+        lists = {
+            "i2t": retrieval.search(image, text, LISTED)[1],  # (I, 10) captions of the split
+            "t2i": retrieval.search(text, image, LISTED)[1],  # (C, 10) images of the split
+        }
+        member.run.write_tensors("retrieved.safetensors", lists)
+        member.run.write_tensors(retrieval.RANKS_FILE, retrieval.to_tensors(ranks, pairs))
+        member.run.write_tensors("head.safetensors", member.best)
+        member.run.write("manifest.json", self.manifest(member))
+        member.run.write("results.json", results)
+        member.run.tidy()
 
     def manifest(self, member: Member) -> dict[str, Any]:
         """What a table or a reader needs to trust the numbers."""
@@ -278,7 +288,8 @@ def train_stack(
 ) -> list[Path]:
     """Train runs that can be stacked side by side, resuming where they were; returns their folders.
 
-    Folders of finished runs must not be among them. A run whose loss stops being a number ends alone.
+    Runs that are finished, perhaps by another process meanwhile, stay as they are. A run whose loss stops
+    being a number ends alone.
     `resident` says where the features stay (`itmfeat.residency`), `verify` compares every byte of them first:
     otherwise each range is when it is read for the first time.
     """
@@ -291,13 +302,18 @@ def train_stack(
     if verify:
         features.verify()
     members = [member_of(config, features, runs) for config in configs]
+    where = choose_device(device)
     for group in by_progress(members):
-        trainer = Trainer(group, features, choose_device(device), resident, note)
+        trainer = Trainer(group, features, where, resident, note)
         with ExitStack() as locks:
             for member in group:  # only now: a request that fails leaves no folder behind
                 member.run.start(member.config)
                 locks.callback(os.close, member.run.lock())
-            _train(trainer, progress, logged)
+            left = [member for member in group if not member.run.finished]
+            if left and len(left) < len(group):
+                trainer = Trainer(left, features, where, resident, note)
+            if left:
+                _train(trainer, progress, logged)
     failed = [member for member in members if member.diverged is not None]
     if failed:
         raise ItmfeatError(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 
@@ -39,8 +39,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
                 return function(*args, **kwargs)
             except ItmfeatError as error:
                 raise _leave(f"error: {error}", error.exit_code) from None
-            except BrokenPipeError:  # the reader of a pipe, as `head`, has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except BrokenPipeError:
+                print_no_more(sys.stdout)
                 raise typer.Exit from None
             except OSError as error:
                 reason = error.strerror or str(error)
@@ -58,6 +58,11 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
 def _leave(text: str, code: int) -> typer.Exit:
     print(text, file=sys.stderr, flush=True)
     return typer.Exit(code)
+
+
+def print_no_more(stdout: TextIO) -> None:
+    """The reader of a pipe, as `head`, has seen enough: what is still printed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 def print_json(value: Any) -> None:

@@ -6,11 +6,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from itmfeat.cli.shell import DeviceOption, JsonOption, app, command, print_json
+from itmfeat.cli.shell import DeviceOption, JsonOption, app, command, print_json, print_no_more
 from itmfeat.errors import UsageError
 
 Listed = str | None
@@ -29,8 +29,8 @@ CommandsOption = Annotated[
     bool, typer.Option("--print-commands", help="Print a command for each stack; train nothing.")
 ]
 SearchOption = Annotated[str | None, typer.Option(help="optuna: search the ranges of the file.")]
-TrialsOption = Annotated[int, typer.Option(help="Trials of a search.")]
-SearchSeedOption = Annotated[int, typer.Option(help="Seed of a search.")]
+TrialsOption = Annotated[int | None, typer.Option(help="Trials of a search; 40.")]
+SearchSeedOption = Annotated[int | None, typer.Option(help="Seed of a search; 0.")]
 WorkersOption = Annotated[
     int | None, typer.Option(help="Stacks that train at the same time, a process each.")
 ]
@@ -85,8 +85,8 @@ def sweep(
     verify: VerifyOption = False,
     yes: YesOption = False,
     search: SearchOption = None,
-    trials: TrialsOption = 40,
-    search_seed: SearchSeedOption = 0,
+    trials: TrialsOption = None,
+    search_seed: SearchSeedOption = None,
     dry_run: DryRunOption = False,
     print_commands: CommandsOption = False,
     as_json: JsonOption = False,
@@ -97,6 +97,7 @@ def sweep(
     the same command goes on where it was.
     """
     asked = locals()
+    _check(asked)
 
     from itmfeat.sweeps.sweep import Site, plan_sweep
 
@@ -109,11 +110,20 @@ def sweep(
         return
     plan = plan_sweep(spec, runs=runs, yes=yes, site=site, everything=fixed, **grid)
     if print_commands:
-        _print_commands(plan, asked)
+        _print_commands(plan, asked, as_json)
     elif dry_run:
         _print_plan(plan, site, as_json)
     else:
         _run(plan, site, as_json)
+
+
+def _check(asked: dict[str, Any]) -> None:
+    """Flags that mean something only together, or never."""
+    of_search = (asked["trials"], asked["search_seed"])
+    if asked["search"] is None and of_search != (None, None):
+        raise UsageError("--trials and --search-seed go with --search optuna")
+    if asked["search"] is None and asked["print_commands"] and asked["stack"] is not None:
+        raise UsageError("--print-commands prints all stacks; leave out --stack")
 
 
 def _grid(asked: dict[str, Any]) -> dict[str, list[str]]:
@@ -140,33 +150,38 @@ def _print_plan(plan: Any, site: Any, as_json: bool) -> None:
     from itmfeat.sweeps.estimate import estimate
     from itmfeat.sweeps.plan import described
 
-    seconds = estimate(plan, site.device, site.at_once)
+    elsewhere = site.engine == "ray"  # this machine says nothing about those of a cluster
+    seconds = None if elsewhere else estimate(plan, site.device, site.at_once)
     if as_json:
         print_json(described(plan) | {"step_seconds": seconds})
         return
-    print(_table(plan))
+    print(_table(plan, sys.stdout))
     print(_counts(plan))
+    if seconds is None:
+        why = "it trains on a cluster" if elsewhere else "a stack does not fit into the GPU's memory"
+        print(f"no estimate of the time: {why}")
+        return
     print(f"about {_clock(seconds)} of training steps, by a few steps of each kind; evaluation comes on top")
 
 
 def _counts(plan: Any) -> str:
     """One line about a plan."""
-    open_ = sum(len(stack.settings) for stack in plan.stacks)
+    open_ = len(plan.settings) - len(plan.finished) - len(plan.diverged)
     parts = [f"{len(plan.settings)} settings: {open_} to train in {len(plan.stacks)} stacks"]
     parts += [f"{len(plan.finished)} finished"] if plan.finished else []
     parts += [f"{len(plan.diverged)} diverged before"] if plan.diverged else []
     return f"{', '.join(parts)}; runs in {plan.runs}"
 
 
-def _table(plan: Any) -> str:
-    """The stacks of a plan as text."""
+def _table(plan: Any, file: TextIO) -> str:
+    """The stacks of a plan as text, as wide as the screen that `file` may be."""
     from rich.console import Console
     from rich.table import Table
 
     from itmfeat.sweeps.plan import gigabytes
 
     table = Table("stack", "settings", "nets", "memory", "dataset", "head", "losses", "noise", "seeds")
-    for place, stack in enumerate(plan.stacks, 1):
+    for stack in plan.stacks:
         configs = [setting.config for setting in stack.settings]
         head, data = configs[0].head, configs[0].data
         kinds = (
@@ -175,7 +190,7 @@ def _table(plan: Any) -> str:
             [str(config.seed) for config in configs],
         )
         table.add_row(
-            str(place),
+            str(stack.number),
             str(len(configs)),
             str(stack.nets),
             gigabytes(stack.bytes),
@@ -183,7 +198,7 @@ def _table(plan: Any) -> str:
             f"{head.pooling}-{head.projection}-{head.dim}",
             *(", ".join(dict.fromkeys(kind)) for kind in kinds),
         )
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if file.isatty() else 140)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()
@@ -202,7 +217,10 @@ def _told(board: Any, as_json: bool) -> Callable[[dict[str, Any]], None]:
     def tell(event: dict[str, Any]) -> None:
         board.tell(event)
         if as_json and event["event"] != "step":
-            print(json.dumps(event, default=str), file=stdout, flush=True)
+            try:
+                print(json.dumps(event, default=str), file=stdout, flush=True)
+            except BrokenPipeError:  # the training goes on
+                print_no_more(stdout)
 
     return tell
 
@@ -217,8 +235,9 @@ def _search(brain: str, as_json: bool, planned: bool, **asked: Any) -> None:
         raise unknown("--search", brain, ["optuna"])
     if planned:
         raise UsageError("a search plans as it goes: leave out --dry-run, --print-commands and --stack")
+    given = {key: value for key, value in asked.items() if value is not None}
     with Board() as board:
-        best = search(**asked, tell=_told(board, as_json), note=note)
+        best = search(**({"trials": 40} | given), tell=_told(board, as_json), note=note)
     if as_json:
         print(json.dumps({"event": "best", **vars(best)}, default=str), flush=True)
         return
@@ -233,6 +252,8 @@ def _run(plan: Any, site: Any, as_json: bool) -> None:
     from itmfeat.console import Board, note
     from itmfeat.sweeps.sweep import run_plan
 
+    if plan.stacks and not as_json:
+        note(_table(plan, sys.stderr))
     note(_counts(plan))
     with Board() as board:
         folders = run_plan(plan, site, _told(board, as_json), note)
@@ -240,8 +261,8 @@ def _run(plan: Any, site: Any, as_json: bool) -> None:
         print("\n".join(map(str, folders)))
 
 
-def _print_commands(plan: Any, asked: dict[str, Any]) -> None:
-    """A line for each stack, for shells and job arrays."""
+def _print_commands(plan: Any, asked: dict[str, Any], as_json: bool) -> None:
+    """A line for each stack, for shells and job arrays; for programs a list of them."""
     from itmfeat.console import note
 
     words = ["itmfeat", "sweep", *([str(asked["spec"])] if asked["spec"] else [])]
@@ -252,5 +273,9 @@ def _print_commands(plan: Any, asked: dict[str, Any]) -> None:
         words += ["--set", text]
     words += [f"--{key}" for key in ("verify", "yes") if asked[key]]
     line, count = f"{shlex.join(words)} --width {plan.width} --stack", len(plan.stacks)
-    print("\n".join(f"{line} {number}/{count}" for number in range(1, count + 1)))
+    commands = [f"{line} {number}/{count}" for number in range(1, count + 1)]
+    if as_json:
+        print_json(commands)
+        return
+    print("\n".join(commands))
     note(f"in a Slurm array (--array=1-{count}): {line} $SLURM_ARRAY_TASK_ID/{count}")

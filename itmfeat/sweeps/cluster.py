@@ -36,19 +36,30 @@ class Share:
     def of(cls, ray: Any, device: str, gpus: float | None, workers: int | None) -> "Share":
         """By default a stack takes a GPU, or where there are none the cores of a machine."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
-        there = sum(node.get("GPU", 0) for node in nodes) if device != "cpu" else 0
-        if there:
-            at_once = max(1, int(there / (gpus or 1)))
-            return cls(1, gpus or 1, min(workers or at_once, at_once), None)
-        if device.startswith("cuda"):
+        if not nodes:
+            raise ItmfeatError("the Ray cluster has no CPUs to give; add machines with `ray start`")
+        if device != "cpu" and any(node.get("GPU", 0) for node in nodes):
+            return cls._of_gpus([node.get("GPU", 0) for node in nodes], gpus or 1, workers)
+        if device.startswith("cuda") or (gpus and device == "auto"):
             raise ItmfeatError(
                 "the Ray cluster has no GPU; add machines with `ray start`, or take --device cpu"
             )
-        at_once = workers or max(1, len(nodes))
-        each = -(-at_once // max(1, len(nodes)))  # stacks of a machine
+        at_once = workers or len(nodes)
+        each = -(-at_once // len(nodes))  # stacks of a machine
         cores = min(int(node["CPU"]) for node in nodes)
         memory = min(int(node.get("memory", 1 << 62)) for node in nodes)
         return cls(max(1, cores // each), 0, at_once, memory // each)
+
+    @classmethod
+    def _of_gpus(cls, machines: list[float], gpus: float, workers: int | None) -> "Share":
+        """A stack never takes GPUs of two machines."""
+        at_once = sum(int(there / gpus) for there in machines)
+        if not at_once:
+            raise ItmfeatError(
+                f"no machine of the Ray cluster has {gpus:g} GPUs for a stack; take --gpus {max(machines):g} "
+                "or less"
+            )
+        return cls(1, gpus, min(workers or at_once, at_once), None)
 
 
 class Cluster:
@@ -60,9 +71,9 @@ class Cluster:
     def __call__(self, jobs: list[Job], tell: Tell, note: Note) -> None:
         """Do all jobs; whatever ends this cancels the tasks."""
         with connection(self._address) as ray:
-            self._work(ray, jobs, tell)
+            self._work(ray, jobs, tell, note)
 
-    def _work(self, ray: Any, jobs: list[Job], tell: Tell) -> None:
+    def _work(self, ray: Any, jobs: list[Job], tell: Tell, note: Note) -> None:
         share = self._share
         remote = ray.remote(max_retries=RETRIES, num_cpus=share.cpus, num_gpus=share.gpus)(train)
         waiting = [self._placed(job) for job in reversed(jobs)]
@@ -77,7 +88,10 @@ class Cluster:
                     watched.look()
                 for reference in ready:
                     for event in _result(ray, reference, running.pop(reference).job):
-                        tell(event)
+                        if event["event"] == "note":
+                            note(event["text"])
+                        else:
+                            tell(event)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -90,7 +104,7 @@ class Cluster:
 
 
 def _result(ray: Any, reference: Any, job: Job) -> list[Event]:
-    """How the settings of a stack ended."""
+    """What the task of a stack returned, else that its settings failed."""
     try:
         found: list[Event] = ray.get(reference)
     except ray.exceptions.RayError as error:
@@ -117,7 +131,10 @@ class _Watched:
 
 
 def train(job: Job, folder: str) -> list[Event]:
-    """The task: a stack; returns how its settings ended. `folder` is where the command was given."""
+    """The task: a stack; returns its notes, as events, and how its settings ended.
+
+    `folder` is where the command was given.
+    """
     with suppress(FileNotFoundError):
         os.chdir(folder)  # a noise file may be named from there
     if not job.cache.is_dir():
@@ -127,9 +144,10 @@ def train(job: Job, folder: str) -> list[Event]:
     began = time.monotonic()
     while not all(_is_free(job.run(config)) for config in job.open()) and time.monotonic() - began < PATIENCE:
         time.sleep(0.5)
+    sys.argv = job.argv  # manifests tell of the command that the user gave
     events: list[Event] = []
-    do(job, events.append)
-    return [event for event in events if event["event"] in ("finished", "diverged", "failed")]
+    do(job, events.append, lambda text: events.append({"event": "note", "text": text}))
+    return [event for event in events if event["event"] in ("note", "finished", "diverged", "failed")]
 
 
 def _is_free(run: Run) -> bool:
@@ -173,6 +191,9 @@ def _connect(ray: Any, address: str | None) -> None:
         raise ItmfeatError(
             "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
         ) from error
+    except (RuntimeError, ValueError, OverflowError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ItmfeatError(f"Ray does not start ({reason}); correct --address or RAY_ADDRESS") from error
 
 
 def _knock(address: str) -> None:

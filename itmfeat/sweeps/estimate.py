@@ -14,11 +14,12 @@ from itmfeat.training import Trainer, choose_device, keep_freed_memory
 WARM, STEPS = 2, 5
 
 
-def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float:
+def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float | None:
     """Seconds that the training steps of all stacks will take; validation and tests come on top.
 
     Stacks of the same kind differ by their width alone, so one of each kind is tried. Epochs that are done
-    count as if they were not.
+    count as if they were not. None where a stack does not fit into the memory of the GPU: it would train in
+    parts.
     """
     where = choose_device(device)
     keep_freed_memory()
@@ -29,7 +30,10 @@ def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float:
         data, schedule = config.data, config.schedule
         kind = (data.image_digest, data.text_digest, config.head, schedule.batch_size, schedule.epochs)
         if kind not in seconds:
-            seconds[kind] = _probe(stack, where) / stack.nets
+            try:
+                seconds[kind] = _probe(stack, where) / stack.nets
+            except torch.OutOfMemoryError:
+                return None
         total += seconds[kind] * stack.nets
     return total / min(workers, max(1, len(plan.stacks)))
 

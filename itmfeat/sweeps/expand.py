@@ -60,9 +60,10 @@ def configured(features: Features, point: dict[str, Choice]) -> RunConfig:
     overrides = [text for choice in point.values() for text in choice.changes]
     label = point["loss"]
     loss, _, method = label.value.partition("+")
-    with at(label.place, label.value):
+    changed = [choice for choice in point.values() if choice.changes and choice.place != label.place]
+    with at(label.place, label.value, *_places(changed)):
         return configuration(features, loss, robust=method or None, overrides=overrides, **given)
 
 
-def _places(choices: list[Choice | None]) -> list[str]:
+def _places(choices: Iterable[Choice | None]) -> list[str]:
     return list(dict.fromkeys(choice.place for choice in choices if choice is not None))

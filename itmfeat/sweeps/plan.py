@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ WIDEST = 32  # nets: wider stacks gain little more, and a checkpoint comes later
 class Stack:
     """Settings that train side by side."""
 
+    number: int  # from 1
     settings: list[Setting]
     bytes: int  # estimate of what it takes at its peak, features among them
 
@@ -53,6 +54,23 @@ class Plan:
         """The run folders of all settings, in the order of the grids."""
         return [self.runs / setting.config.name for setting in self.settings]
 
+    def only(self, number: int, count: int) -> "Plan":
+        """The part of this plan that is one of its `count` stacks."""
+        if count != len(self.stacks):
+            raise UsageError(
+                f"the plan has {len(self.stacks)} stacks, not {count}: the grids or the cache changed since "
+                "the commands were printed; print them again"
+            )
+        stack = self.stacks[number - 1]
+        names = set(stack.names)
+        return replace(
+            self,
+            settings=[setting for setting in self.settings if setting.config.name in names],
+            stacks=[stack],
+            finished=[name for name in self.finished if name in names],
+            diverged=[name for name in self.diverged if name in names],
+        )
+
 
 def state(run: Run) -> str:
     """ "finished", "diverged" or "open"."""
@@ -86,9 +104,10 @@ def make_plan(
         share = -(-sum(nets(setting.config) for setting in left) // workers)
         fitting = [] if room is None else [_fitting(group, room) for group in groups]
         width = min([WIDEST, max(1, share), *fitting])
+    parts = [part for group in groups for part in _cut(sorted(group, key=_place), width)]
     return Plan(
         settings,
-        [stack for group in groups for stack in _cut(sorted(group, key=_place), width)],
+        [Stack(number, part, _bytes(part)) for number, part in enumerate(parts, 1)],
         runs,
         [name for name, found in states.items() if found == "finished"],
         [name for name, found in states.items() if found == "diverged"],
@@ -144,7 +163,7 @@ def _fitting(group: list[Setting], room: int) -> int:
     return (room - base) * nets(largest.config) // size
 
 
-def _cut(settings: list[Setting], width: int) -> list[Stack]:
+def _cut(settings: list[Setting], width: int) -> list[list[Setting]]:
     """Stacks of neighbours, about equally wide; a run of two nets is never cut."""
     total = sum(nets(setting.config) for setting in settings)
     fair = -(-total // -(-total // width))  # nets of a stack, if all are equally wide
@@ -156,8 +175,11 @@ def _cut(settings: list[Setting], width: int) -> list[Stack]:
             wide = 0
         parts[-1].append(setting)
         wide += nets(setting.config)
-    base = shared_bytes(settings[0])
-    return [Stack(part, base + sum(map(run_bytes, part))) for part in parts]
+    return parts
+
+
+def _bytes(settings: list[Setting]) -> int:
+    return shared_bytes(settings[0]) + sum(map(run_bytes, settings))
 
 
 def gigabytes(size: float) -> str:
@@ -176,13 +198,13 @@ def described(plan: Plan) -> dict[str, Any]:
         "width": plan.width,
         "stacks": [
             {
-                "stack": place,
+                "stack": stack.number,
                 "cache": str(stack.cache),
                 "nets": stack.nets,
                 "bytes": stack.bytes,
                 "epochs": stack.settings[0].config.schedule.epochs,
                 "settings": stack.names,
             }
-            for place, stack in enumerate(plan.stacks, 1)
+            for stack in plan.stacks
         ],
     }

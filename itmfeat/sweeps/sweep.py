@@ -48,6 +48,8 @@ class Site:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")
         if self.gpus is not None and not 0 < self.gpus <= 64:
             raise UsageError(f"--gpus is the share of a stack, as in 0.5, not {self.gpus:g}")
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UsageError(f"--gpus is a part of one GPU, or whole GPUs, not {self.gpus:g}")
         if self.engine == "local":
             if self.address or self.gpus:
                 raise UsageError("--address and --gpus go with --engine ray")
@@ -85,18 +87,9 @@ class Site:
 
     def jobs(self, plan: Plan) -> list[Job]:
         """The stacks of a plan as executors take them."""
-        numbered = list(enumerate(plan.stacks, 1))
-        if self.stack is not None:
-            number, count = self.stack
-            if count != len(numbered):
-                raise UsageError(
-                    f"the plan has {len(numbered)} stacks, not {count}: the grids or the cache changed since "
-                    "the commands were printed; print them again"
-                )
-            numbered = [numbered[number - 1]]
         return [
             Job(
-                number,
+                stack.number,
                 [setting.config for setting in stack.settings],
                 stack.cache,
                 plan.runs,
@@ -104,7 +97,7 @@ class Site:
                 self.resident,
                 self.verify,
             )
-            for number, stack in numbered
+            for stack in plan.stacks
         ]
 
 
@@ -134,7 +127,8 @@ def asked_for(spec: str | Path | None, runs: str | Path | None, grid: Mapping[st
 
 
 def _planned(made: list[Setting], runs: Path, site: Site, everything: bool = False) -> Plan:
-    return make_plan(made, runs, site.room, width=site.width, workers=site.at_once, everything=everything)
+    plan = make_plan(made, runs, site.room, width=site.width, workers=site.at_once, everything=everything)
+    return plan if site.stack is None else plan.only(*site.stack)
 
 
 def here(jobs: list[Job], tell: Tell, note: Note) -> None:
@@ -198,8 +192,10 @@ def _train(plan: Plan, site: Site, tell: Tell, note: Note) -> Tally:
     tally = Tally(tell)
     jobs = site.jobs(plan)
     tell({"event": "planned", **described(plan)})
-    for name in plan.diverged if site.stack is None else ():
-        tally({"event": "diverged", "run": name, "epoch": None})
+    stacked = {name for stack in plan.stacks for name in stack.names}  # their stacks tell of these
+    for name in plan.diverged:
+        if name not in stacked:
+            tally({"event": "diverged", "run": name, "epoch": None})
     site.executor()(jobs, tally, note)
     tell({"event": "done", **tally.count(), "seconds": round(time.monotonic() - began, 1)})
     return tally

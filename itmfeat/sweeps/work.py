@@ -1,8 +1,10 @@
 """A stack at work: the call that every executor makes, in this process or another."""
 
+import gc
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Job:
     resident: str = "auto"
     verify: bool = False
     threads: int | None = None  # of torch; None leaves them alone
+    argv: list[str] = field(default_factory=lambda: list(sys.argv))  # of the command, for the manifests
 
     def open(self) -> list[RunConfig]:
         """Those that are still to be trained."""
@@ -46,7 +49,7 @@ class Job:
 def do(job: Job, tell: Tell, note: Note = silent) -> None:
     """Train what is left of a stack, and tell how it goes and how each setting ended.
 
-    Errors that users can cause are told as "failed", so that other stacks go on.
+    Errors of users, files and devices are told as "failed", so that other stacks go on.
     """
 
     def told(text: str) -> None:
@@ -78,16 +81,21 @@ def _train(job: Job, configs: list[RunConfig], tell: Tell, note: Note) -> str:
     except torch.OutOfMemoryError:
         if len(configs) == 1:
             return "the memory of the GPU is too small; try a smaller --batch-size"
-        note("it does not fit into the GPU's memory, its halves follow each other")
-        torch.cuda.empty_cache()
-        middle = len(configs) // 2
-        reasons = [_train(job, part, tell, note) for part in (configs[:middle], configs[middle:])]
-        return " ".join(filter(None, reasons))
     except ItmfeatError as error:
         return str(error)
+    except (OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    else:
+        return ""
     finally:
         watch.look()
-    return ""
+    # Only here: inside `except` the traceback would keep the failed trainer on the GPU.
+    note("it does not fit into the GPU's memory, its halves follow each other")
+    gc.collect()
+    torch.cuda.empty_cache()
+    middle = len(configs) // 2
+    reasons = [_train(job, part, tell, note) for part in (configs[:middle], configs[middle:])]
+    return " ".join(filter(None, reasons))
 
 
 class Epochs:

@@ -14,6 +14,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the command ends its processes
     connection = Connection(int(sys.argv[1]))
     job = connection.recv()
+    sys.argv = job.argv  # manifests tell of the command that the user gave
     threading.Thread(target=_follow, args=(connection,), daemon=True).start()
     do(job, connection.send, connection.send)
     connection.send(None)

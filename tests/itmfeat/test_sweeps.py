@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import call, finish_under_kills
 
 import itmfeat
@@ -135,8 +137,69 @@ def test_a_stack_that_fails_does_not_stop_the_others(toy_cache: Path, tmp_path: 
     assert found.exit_code == 1
     assert f"{first.name} failed: " in found.stderr
     assert "is being trained right now" in found.stderr
+    assert "losses" in found.stderr  # of the table of the plan
     os.close(lock)
     assert call("sweep", *flags(grid), *where).exit_code == 0
+
+
+def test_what_goes_wrong_on_a_device_does_not_stop_the_others(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(configs: Any, *rest: Any, **given: Any) -> list[Path]:
+        if configs[0].seed == 0:
+            raise RuntimeError("CUDA error: unspecified launch failure\nmore")
+        return train_stack(configs, *rest, **given)
+
+    monkeypatch.setattr("itmfeat.sweeps.work.train_stack", broken)
+    grid = GRID | {"loss": "triplet", "noise": 0}
+    with pytest.raises(ItmfeatError, match=r"s0-\w+ failed: RuntimeError: CUDA error: [\w ]+ \(in"):
+        sweep(cache=toy_cache, runs=tmp_path, width=1, **grid)
+    assert [Run(path).finished for path in tmp_path.iterdir()] == [True]
+
+
+def test_nothing_of_a_stack_without_room_is_left_when_its_halves_train(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer: ...
+
+    made: list[weakref.ref[Trainer]] = []
+
+    def short(configs: Any, *rest: Any, **given: Any) -> list[Path]:
+        assert all(reference() is None for reference in made)
+        trainer = Trainer()
+        made.append(weakref.ref(trainer))
+        if len(configs) > 1:
+            raise torch.OutOfMemoryError
+        return train_stack(configs, *rest, **given)
+
+    monkeypatch.setattr("itmfeat.sweeps.work.train_stack", short)
+    grid = GRID | {"loss": "triplet", "noise": 0}
+    folders = sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert all(Run(folder).finished for folder in folders)
+    assert len(made) == 3
+
+
+def test_no_room_for_an_estimate(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("itmfeat.sweeps.estimate._probe", short)
+    given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--dry-run"]
+    assert "no estimate of the time: a stack does not fit" in call(*given).stdout
+    assert json.loads(call(*given, "--json").stdout)["step_seconds"] is None
+
+
+def test_training_goes_on_when_nobody_reads_the_events(toy_cache: Path, tmp_path: Path) -> None:
+    where = ["--cache", str(toy_cache), "--runs", str(tmp_path / "runs"), "--width", "2"]
+    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", "sweep", *flags(GRID), *where]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert b"planned" in process.stdout.readline()
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert len([run for run in (tmp_path / "runs").iterdir() if Run(run).finished]) == 8
 
 
 def test_printed_commands_do_the_same(toy_cache: Path, whole: Path, at: Path) -> None:
@@ -146,11 +209,19 @@ def test_printed_commands_do_the_same(toy_cache: Path, whole: Path, at: Path) ->
     lines = found.stdout.splitlines()
     assert lines[1] == f"itmfeat sweep '{spec}' --width 6 --stack 2/2"
     assert "$SLURM_ARRAY_TASK_ID/2" in found.stderr
+    assert json.loads(call("sweep", spec, "--print-commands", "--width", 6, "--json").stdout) == lines
     assert not (at / "runs").exists()
+    folders = []
     for number in (2, 1):
         result = call("sweep", spec, "--width", 6, "--stack", f"{number}/2")
         assert result.exit_code == 0, result.stderr
+        folders += result.stdout.splitlines()
+    assert len(folders) == len(set(folders)) == 8
     assert outcome(at / "runs").keys() == outcome(whole).keys()
+    again = call("sweep", spec, "--width", 6, "--stack", "2/2", "--json")
+    planned = json.loads(again.stdout.splitlines()[0])
+    assert planned["settings"] == len(planned["finished"]) == 4
+    assert [stack["stack"] for stack in planned["stacks"]] == [2]
     assert call("sweep", spec, "--width", 6, "--stack", "3/3").exit_code == 2
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from processes import fails
 
-from itmfeat.errors import MissingPackageError
+from itmfeat.errors import ItmfeatError, MissingPackageError
 from itmfeat.runs import Run
-from itmfeat.sweeps.cluster import Share, connection
+from itmfeat.sweeps.cluster import Share, connection, train
+from itmfeat.sweeps.sweep import Site, plan_sweep
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 EPOCHS = 60
@@ -83,11 +84,35 @@ def test_what_a_stack_takes_of_a_cluster() -> None:
     assert Share.of(FakeRay(gpus), "cpu", None, None) == Share(8, 0, 1, 64_000_000_000)
 
 
+def test_what_a_cluster_cannot_give_is_said_at_once() -> None:
+    with pytest.raises(ItmfeatError, match="no CPUs to give"):
+        Share.of(FakeRay({"GPU": 1.0}), "auto", None, None)
+    one = {"CPU": 8.0, "GPU": 1.0}
+    with pytest.raises(ItmfeatError, match=r"no machine of the Ray cluster has 2 GPUs .* --gpus 1 or less"):
+        Share.of(FakeRay(one, one), "auto", 2, None)
+    with pytest.raises(ItmfeatError, match="has no GPU"):
+        Share.of(FakeRay({"CPU": 8.0}), "auto", 0.5, None)
+
+
+def test_a_task_keeps_the_arguments_of_the_command(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["itmfeat", "sweep"])
+    plan = plan_sweep(loss="triplet", head="mean-linear", epochs=1, cache=toy_cache, runs=tmp_path)
+    (job,) = Site().jobs(plan)
+    monkeypatch.setattr(sys, "argv", ["worker.py"])
+    monkeypatch.chdir(tmp_path)
+    events = train(job, str(tmp_path))
+    assert [event["event"] for event in events if event["event"] != "note"] == ["finished"]
+    assert Run(plan.folders()[0]).read("manifest.json")["argv"] == ["itmfeat", "sweep"]
+
+
 def test_wrong_requests(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["sweep", "--loss", "triplet", "--cache", toy_cache]
     fails(2, "unknown engine 'rya': did you mean 'ray'", *given, "--engine", "rya")
     fails(2, "--address and --gpus go with --engine ray", *given, "--gpus", "0.5")
     fails(2, "--gpus is the share of a stack", *given, "--engine", "ray", "--gpus", "0")
+    fails(2, "--gpus is a part of one GPU, or whole GPUs", *given, "--engine", "ray", "--gpus", "1.5")
     monkeypatch.setitem(sys.modules, "ray", None)
     fails(4, r"pip install 'itmfeat\[ray\]'", *given, "--engine", "ray")
     with pytest.raises(MissingPackageError), connection(None):
@@ -99,3 +124,4 @@ def test_wrong_requests(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPat
 def test_a_cluster_that_does_not_answer(toy_cache: Path, at: Path) -> None:
     given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--engine", "ray"]
     fails(1, "no Ray cluster answers", *given, "--address", "127.0.0.1:1")
+    fails(1, r"Ray does not start \(Invalid address format: foo\)", *given, "--address", "foo")

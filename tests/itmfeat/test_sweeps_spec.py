@@ -119,7 +119,7 @@ WRONG = {
     "grids: []": "line 1: `grids` is a list of mappings",
     "noise: 0": "name losses, as in --loss",
     "loss: triplet\nhead: mean-liner": "line 1, triplet: unknown head 'mean-liner': did you mean",
-    "loss: triplet\nhead.dim: wide": "line 1, triplet: head.dim: .*not 'wide'",
+    "loss: triplet\nhead.dim: wide": "line 1, triplet, study.yaml, line 2: head.dim: .*not 'wide'",
     "loss: &a [*a]": "study.yaml: a value contains itself",
     "loss: triplet\ncache: caches/none": "line 2: caches/none",
     f"loss: triplet\nseed: {list(range(101))}\nloss.margin: {list(range(100))}": "10100 settings; .* --yes",
@@ -144,6 +144,9 @@ def test_wrong_flags(toy_cache: Path, at: Path) -> None:
     fails(2, "unknown key 'loss.margn'", "sweep", "--loss", "triplet", "--set", "loss.margn=1", *where)
     fails(2, "--workers must be at least 1", "sweep", "--loss", "triplet", "--workers", 0, *where)
     fails(2, "--stack takes i/n", "sweep", "--loss", "triplet", "--stack", "5/4", *where)
+    fails(2, "go with --search optuna", "sweep", "--loss", "triplet", "--trials", 3, *where)
+    both = ["--print-commands", "--stack", "1/1"]
+    fails(2, "leave out --stack", "sweep", "--loss", "triplet", *both, *where)
     fails(3, "there is no file none.yaml", "sweep", "none.yaml", *where)
     fails(3, "--cache: .*nowhere", "sweep", "--loss", "triplet", "--cache", "nowhere")
     assert not list(at.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,55 @@ def test_a_run_trains_in_one_process_only(toy_cache: Path, tmp_path: Path) -> No
         train_stack([one], toy_cache, tmp_path)
     os.close(held)
     train_stack([one], toy_cache, tmp_path)
+
+
+def test_what_another_process_finished_stays_as_it_is(toy_cache: Path, tmp_path: Path) -> None:
+    one, other = config(toy_cache, "infonce"), config(toy_cache, "infonce", seed=1)
+    done = train_stack([one], toy_cache, tmp_path)[0]
+    before = {file: file.stat().st_mtime_ns for file in done.iterdir()}
+    paths = train_stack([one, other], toy_cache, tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in done.iterdir()} == before
+    assert Run(paths[1]).read("manifest.json")["stack"] == 1
+
+
+def test_all_who_start_a_run_lock_the_same_file(toy_cache: Path, tmp_path: Path) -> None:
+    one = config(toy_cache, "infonce")
+    path = tmp_path / one.name
+    path.mkdir()
+    for left in ("config.json.part", "config.json.0f.part"):  # by a kill
+        (path / left).write_text("{")
+    together = threading.Barrier(8)
+    files: list[int] = []
+
+    def start() -> None:
+        together.wait()
+        Run(path).start(one)
+        files.append((path / "config.json").stat().st_ino)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(files) == 8
+    assert len(set(files)) == 1
+
+
+def test_a_run_that_cannot_be_completed_does_not_keep_others_back(
+    toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = config(toy_cache, "infonce"), config(toy_cache, "infonce", seed=1)
+    tidy = Run.tidy
+
+    def broken(run: Run) -> None:
+        if run.path.name == first.name:
+            raise DataError("broken")
+        tidy(run)
+
+    monkeypatch.setattr(Run, "tidy", broken)
+    with pytest.raises(DataError, match="broken"):
+        train_stack([first, second], toy_cache, tmp_path)
+    assert Run(tmp_path / second.name).finished
 
 
 def test_a_full_disk_is_one_sentence(
