@@ -11,7 +11,7 @@ import torch
 from itmfeat import retrieval
 from itmfeat.cache import find_cache, open_cache
 from itmfeat.config import RunConfig
-from itmfeat.errors import DataError, Note, UsageError, silent
+from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 from itmfeat.features import Features, open_features, reopen
 from itmfeat.loader import Means
 from itmfeat.noise import (
@@ -163,12 +163,16 @@ def rank_tensors(
 
 def _held(run: Run, protocol: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """Test results under a protocol and the ranks behind them, if the run keeps both."""
+    if protocol not in retrieval.PROTOCOLS:
+        raise unknown("protocol", protocol, retrieval.PROTOCOLS)
     if not (run.path / retrieval.RANKS_FILE).exists():
         return None
     result = run.read("results.json")
     own: dict[str, Any] | None = result
     if protocol not in ("auto", result["protocol"]):
         own = result.get(protocol)
+        if own and "dropped" in result:
+            own["dropped"] = result["dropped"]
     elif protocol != "auto":
         result.pop("5x1k", None)
     return (own, run.read_tensors(retrieval.RANKS_FILE)) if own else None

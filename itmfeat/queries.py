@@ -23,6 +23,8 @@ from itmfeat.features import Features
 from itmfeat.loader import Side, whole
 from itmfeat.pairs import Pairs
 from itmfeat.report.hits import EDGE, page
+from itmfeat.report.output import check_folder, put
+from itmfeat.report.pictures import below
 from itmfeat.runs import Run
 from itmfeat.stack import EMBED_BATCH, embed, joined, load_heads
 from itmfeat.training import choose_device
@@ -107,12 +109,8 @@ def write_page(found: Mapping[str, Any], path: Path, images: Path | None = None,
         raise DataError(
             f"there is no folder {root}: --images names that from which the dataset was extracted"
         )
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"there is no folder {path.parent} to write {path.name} into")
-    text = page(found, _thumbnails(found, root, note))
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    check_folder(path)
+    put(path, page(found, _thumbnails(found, root, note)))
     return path
 
 
@@ -227,9 +225,7 @@ def _thumbnails(found: Mapping[str, Any], root: Path, note: Note) -> dict[str, b
     names = dict.fromkeys(hit["image_file"] for hit in found["hits"])
     for name in names:
         try:
-            # Some name the folder of the images, not that of the dataset.
-            inside = name if os.path.exists(root / name) else Path(name).name
-            made[name] = thumbnail(root, inside, EDGE)
+            made[name] = thumbnail(root, below(root, name), EDGE)
         except DataError as error:
             missing = missing or str(error)
     if absent := len(names) - sum(name in made for name in names):

@@ -28,8 +28,13 @@ def configuration(
 ) -> RunConfig:
     """The complete configuration of a run on opened features.
 
-    `noise_seed` may be "published": the seed of the index file in circulation for the dataset and ratio.
+    `loss` may name the robust method too, as tables do: "snll+ncr". `noise_seed` may be "published": the
+    seed of the index file in circulation for the dataset and ratio.
     """
+    loss, plus, method = loss.partition("+")
+    if plus and robust not in (None, method):
+        raise UsageError(f"--loss {loss}+{method} and --robust {robust} name two methods: leave one out")
+    robust = method if plus else robust
     checked(noise_protocol, noise)
     elsewhere = noise_file is not None or any(text.startswith("noise.") for text in overrides)
     if noise_seed == "published" and elsewhere:

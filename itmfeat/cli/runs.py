@@ -11,7 +11,7 @@ from itmfeat.cli.shell import CacheOption, DeviceOption, JsonOption, RunsOption,
 
 @command(app)
 def train(
-    loss: Annotated[str, typer.Option(help="See `itmfeat losses`.")],
+    loss: Annotated[str, typer.Option(help="See `itmfeat losses`; LOSS+METHOD stands for --robust too.")],
     robust: Annotated[
         str | None,
         typer.Option(help="A method of `itmfeat robust`; default: the one of the loss, mostly none."),
@@ -183,7 +183,7 @@ def report(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file.")] = None,
     images: Annotated[
-        Path | None, typer.Option(help="html: the dataset's folder, for its pictures; data/DATASET.")
+        Path | None, typer.Option(help="html: the folder of the dataset or its images; data/DATASET.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="html: where the cache of the runs is now.")] = None,
     budget: Annotated[float, typer.Option(help="html: megabytes the page may have.")] = 20.0,
@@ -196,11 +196,11 @@ def report(
     page with charts and a gallery of what the runs found, `svg` the figure of rSum against the noise ratio.
     """
     from itmfeat.console import note
-    from itmfeat.errors import UsageError
     from itmfeat.report import collect, read_published, render, tabulate, unplaced
+    from itmfeat.report.output import check_folder, put
 
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {output.parent} for {output.name}; make it, or name another -o")
+    if output is not None:
+        check_folder(output)
     collected = collect(runs)
     if collected.note:
         note(collected.note)
@@ -220,17 +220,7 @@ def report(
     if output is None:
         print(text, end="")
     else:
-        _write(output, text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one step, so that nothing half-written stands under its name."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        put(output, text)
 
 
 def _print_tables(tables: Any) -> None:

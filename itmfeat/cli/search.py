@@ -34,7 +34,10 @@ def search(
     from itmfeat.console import note
     from itmfeat.queries import search as run_search
     from itmfeat.queries import write_page
+    from itmfeat.report.output import check_folder
 
+    if output is not None:
+        check_folder(output)
     found = run_search(
         run, query, top=top, split=split, cache=cache, backbone=backbone, device=device, note=note
     )

@@ -23,6 +23,9 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look into a cache and check it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
+RESUMED = {"extract", "train", "sweep", "demo"}
+"""Commands that go on where they were when they are given again; those of `cache` do too."""
+
 CacheOption = Annotated[Path | None, typer.Option("--cache", help="Cache folder; the only one in ./caches.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Where run folders are made.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -47,7 +50,9 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[F], F]:
                 place = f" ({error.filename})" if error.filename else ""
                 raise _leave(f"error: {reason}{place}", ItmfeatError.exit_code) from None
             except KeyboardInterrupt:
-                raise _leave("interrupted; the same command goes on from here", INTERRUPTED) from None
+                goes_on = group is cache_app or function.__name__ in RESUMED
+                more = "; the same command goes on from here" if goes_on else ""
+                raise _leave(f"interrupted{more}", INTERRUPTED) from None
 
         group.command(name)(guarded)
         return function

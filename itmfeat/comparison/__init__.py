@@ -10,6 +10,7 @@ from itmfeat.comparison.sides import (
     PathLike,
     described,
     differing,
+    protocol_of,
     ranks_of,
     refuse_other_queries,
     sides_of,
@@ -64,8 +65,8 @@ def compare(
     ranks = ranks_of(sides, cache, device, note)
     refuse_other_queries(ranks)
     runs, tensors = [*ranks], [*ranks.values()]
-    protocol = protocol if protocol != "auto" else runs[0].read("results.json")["protocol"]
-    found = [retrieval.from_tensors(each, protocol) for each in tensors]
+    label = protocol_of(runs, protocol)
+    found = [retrieval.from_tensors(each, label) for each in tensors]
     models, (weight, group) = [queries for _, queries in found], weights(sides, runs)
     metrics = metrics_of(models, weight, group, metric, (resamples, flips, seed))
     result: dict[str, Any] = {

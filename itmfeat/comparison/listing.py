@@ -20,19 +20,19 @@ Names = dict[str, Callable[[int], str]]
 
 
 def names_of(run: Run, ranks: dict[str, Tensor], cache: PathLike | None, note: Note) -> Names:
-    """File names and texts from the cache of the run; numbers, and a note, where it is gone."""
+    """File names and texts from the cache of the run; numbers, and a note, where it is gone or another."""
     images, captions = ranks["images"].tolist(), ranks["captions"].tolist()
     path = Path(cache) if cache else Path(run.read("manifest.json")["cache"])
     try:
         index = open_cache(path).index
+        if index.digest != run.config().data.dataset_digest:
+            raise DataError(f"{path} holds another dataset than this run was made with")
     except DataError as error:
         note(f"queries are listed by number alone: {error}")
         return {
             "i2t": lambda place: f"image {images[place]}",
             "t2i": lambda place: f"caption {captions[place]}",
         }
-    if index.digest != run.config().data.dataset_digest:
-        raise DataError(f"{path} holds another dataset than this run was made with")
     return {
         "i2t": lambda place: index.image_file[images[place]],
         "t2i": lambda place: index.caption[captions[place]],

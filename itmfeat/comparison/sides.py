@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from itmfeat.api import finished, rank_tensors
-from itmfeat.errors import DataError, Note, UsageError
+from itmfeat.errors import DataError, Note, UsageError, unknown
 from itmfeat.pairs import Ints
+from itmfeat.retrieval.protocols import PROTOCOLS, refusal
 from itmfeat.retrieval.uncertainty import Floats
 from itmfeat.runs import Run
 
@@ -33,7 +34,9 @@ def sides_of(
 ) -> tuple[Side, Side]:
     """Both sides, which share no run."""
     sides = (_side(a, all_seeds, "first"), _side(b, all_seeds, "second"))
-    _refuse_twice([run for side in sides for run in side.runs])
+    one = all_seeds and _setting(sides[0].runs[0]) == _setting(sides[1].runs[0])
+    advice = "both are of one configuration, so leave out --all-seeds" if one else "name each run once"
+    _refuse_twice([run for side in sides for run in side.runs], advice)
     return sides
 
 
@@ -74,6 +77,7 @@ def _beside(run: Run) -> Iterator[Run]:
         other = Run(file.parent)
         with suppress(DataError):  # a neighbour that cannot be read is no seed of this run
             if other.finished and other.path != run.path and _setting(other) == _setting(run):
+                other.read("results.json")  # is there, but may be damaged
                 yield other
 
 
@@ -104,15 +108,13 @@ def ranks_of(
     return ranks
 
 
-def _refuse_twice(runs: list[Run]) -> None:
+def _refuse_twice(runs: list[Run], advice: str) -> None:
     """A run paired with itself, or counted as two seeds, would look certain."""
     seen: set[str] = set()
     for run in runs:
         digest = run.config().digest
         if digest in seen:
-            raise UsageError(
-                f"{run.path} stands twice in the comparison, or on both sides; name each run once"
-            )
+            raise UsageError(f"{run.path} stands twice in the comparison, or on both sides; {advice}")
         seen.add(digest)
 
 
@@ -132,6 +134,20 @@ def refuse_other_queries(ranks: dict[Run, dict[str, Tensor]]) -> None:
                 f"{runs[0].path} and {run.path} rank different captions or images of {data.dataset} (see "
                 "captions_per_image, and images without features), so they cannot be compared"
             )
+
+
+def protocol_of(runs: list[Run], protocol: str) -> str:
+    """What to compare under; "auto" is what the runs are labelled with.
+
+    As in `eval`, a DataError for a named protocol where a run ranks other images or captions than papers.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    results = [run.read("results.json") for run in runs]
+    odd = next((each for each in results if each.get("standard")), None)
+    if odd and protocol not in ("auto", "full"):
+        raise DataError(refusal(protocol, odd["split"], odd["standard"], odd["images"], odd["captions"]))
+    return str((odd or results[0])["protocol"]) if odd or protocol == "auto" else protocol
 
 
 def weights(sides: tuple[Side, Side], runs: list[Run]) -> tuple[Floats, Ints]:

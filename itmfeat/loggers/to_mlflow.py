@@ -21,6 +21,8 @@ class MLflow:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         # Nor may its own statistics hold up the end of a command where there is no network.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # It prints addresses of a run on a server to stdout, which is for results.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         name = path.resolve().name

@@ -1,4 +1,4 @@
-"""Find run folders and read them. Nothing is left out in silence: unfinished runs are named."""
+"""Find run folders and read them. Nothing is left out in silence: runs without results are named."""
 
 import json
 import math
@@ -64,6 +64,7 @@ class Manifest(BaseModel):
     stack: int = Field(1, ge=1)
     seconds: dict[str, float] = {}
     match: dict[str, list[int]] = {}  # how many clean and noisy pairs matched how well
+    diverged: int | None = None  # the epoch in which the loss stopped being a number
 
 
 @dataclass(frozen=True)
@@ -112,26 +113,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Collected:
-    """Finished runs, once for each protocol they hold, and the folders of unfinished ones."""
+    """Finished runs, once for each protocol they hold, and the folders of those without results."""
 
     runs: list[Run]
     unfinished: list[Path]
+    diverged: list[Path]
 
     @property
     def note(self) -> str | None:
         """A sentence for stderr about what is not in the tables."""
-        if not self.unfinished:
-            return None
-        names = ", ".join(str(path) for path in self.unfinished)
-        return f"not in the table, because unfinished (repeat the command to resume): {names}"
+        reasons = {
+            "unfinished (repeat the command to resume)": self.unfinished,
+            "diverged (the loss is no number any more; try a lower learning rate)": self.diverged,
+        }
+        told = [
+            f"because {reason}: {', '.join(map(str, paths))}" for reason, paths in reasons.items() if paths
+        ]
+        return f"not in the table, {'; '.join(told)}" if told else None
 
 
 def collect(paths: Iterable[str | Path]) -> Collected:
     """Read each of `paths`: a run folder, or a folder with runs up to two levels below."""
     folders = run_folders(paths)
     finished = [path for path in folders if (path / "results.json").exists()]
-    unfinished = [path for path in folders if not (path / "results.json").exists()]
-    return Collected([run for path in finished for run in _read(path)], unfinished)
+    left = [path for path in folders if not (path / "results.json").exists()]
+    diverged = [path for path in left if _manifest(path).diverged]
+    unfinished = [path for path in left if path not in diverged]
+    return Collected([run for path in finished for run in _read(path)], unfinished, diverged)
 
 
 def run_folders(paths: Iterable[str | Path]) -> list[Path]:
@@ -158,13 +166,17 @@ def _run_folders(path: Path, depth: int) -> Iterator[Path]:
 def _read(path: Path) -> Iterator[Run]:
     """A finished run, once for each protocol in its results."""
     config = flat(_load(path / "config.json", dict[str, Any]))
-    manifest = Manifest()
-    if (path / "manifest.json").exists():
-        manifest = _load(path / "manifest.json", Manifest)
+    manifest = _manifest(path)
     results: Results | None = _load(path / "results.json", Results)
     while results is not None:
         yield Run(path, config, manifest, results)
         results = results.folds
+
+
+def _manifest(path: Path) -> Manifest:
+    """The manifest of a run; an empty one before it is written."""
+    file = path / "manifest.json"
+    return _load(file, Manifest) if file.exists() else Manifest()
 
 
 Read = TypeVar("Read")

@@ -69,7 +69,11 @@ def _data() -> Path:
 
 def coco_test(data: Path) -> CocoTest:
     """Ids of the test split, from the data folder of the package."""
-    caption_id = np.load(data / "coco_test_ids.npy", allow_pickle=False).astype(np.int64)
+    file = data / "coco_test_ids.npy"
+    try:
+        caption_id = np.load(file, allow_pickle=False).astype(np.int64)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(file) from error
     image_of = _read(data, "original_caption_to_image")
     own = np.array([image_of[caption][0] for caption in caption_id.tolist()])
     # Captions of an image stand together; images in the order in which they are met.
@@ -97,13 +101,16 @@ def _relevance(truth: dict[int, list[int]], query: dict[int, int], item: dict[in
 
 def _read(data: Path, name: str) -> dict[int, list[int]]:
     """A ground truth of the package: relevant ids by the id of the query."""
+    file = data / f"{name}.json"
     try:
-        content = json.loads((data / f"{name}.json").read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{data / name}.json is missing or damaged: pip install --force-reinstall eccv-caption"
-        ) from error
+        raise _damaged(file) from error
     return {int(key): [int(other) for other in others] for key, others in content.items()}
+
+
+def _damaged(file: Path) -> DataError:
+    return DataError(f"{file} is missing or damaged: pip install --force-reinstall eccv-caption")
 
 
 def _order(test: CocoTest, pairs: Pairs, index: DatasetIndex, split: str) -> tuple[Tensor, Tensor]:

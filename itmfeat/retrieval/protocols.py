@@ -73,7 +73,7 @@ def evaluate(
     kept = {} if kept is None else kept
     if standard is not None and _differs(standard, len(image), len(text)):
         if protocol not in ("auto", "full"):
-            raise DataError(_refusal(protocol, split, standard, len(image), len(text)))
+            raise DataError(refusal(protocol, split, standard, len(image), len(text)))
         fewer = len(image) < standard["images"] or len(text) < standard.get("captions", 0)
         protocol = "subset" if fewer else "full"
         kept[protocol] = ranks(image, text, caption_image)
@@ -109,7 +109,7 @@ def _differs(standard: Standard, images: int, captions: int) -> bool:
     return images != standard["images"] or captions != standard.get("captions", captions)
 
 
-def _refusal(protocol: str, split: str, standard: Standard, images: int, captions: int) -> str:
+def refusal(protocol: str, split: str, standard: Standard, images: int, captions: int) -> str:
     """What to say where a protocol does not go with so many images and captions."""
     wanted = " and ".join(f"{number} {what}" for what, number in standard.items())
     return (

@@ -4,7 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from processes import call, fails
+
+from itmfeat.features import open_features
+from itmfeat.settings import configuration
 
 SMALL = ["--epochs", "2", "--batch-size", "32"]
 
@@ -84,3 +88,25 @@ def test_typer_says_what_is_missing() -> None:
     result = call("train")
     assert result.exit_code == 2
     assert "--loss" in result.stderr
+
+
+def test_a_loss_may_name_its_robust_method(toy_cache: Path, at: Path) -> None:
+    features = open_features(toy_cache)
+    assert configuration(features, "snll+ncr") == configuration(features, "snll", robust="ncr")
+    assert configuration(features, "snll+none").label == "snll"
+    both = ["train", "--cache", toy_cache, "--loss"]
+    fails(2, "name two methods: leave one out", *both, "snll+ncr", "--robust", "split")
+    fails(2, "unknown robust method 'nrc': did you mean 'ncr'", *both, "snll+nrc")
+
+
+def test_only_what_goes_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, arguments, said in (
+        ("itmfeat.api.train", ["train", "--loss", "snll"], "interrupted; the same command goes on from here"),
+        ("itmfeat.api.evaluate", ["eval", "here"], "interrupted"),
+    ):
+        monkeypatch.setattr(name, interrupted)
+        result = call(*arguments)
+        assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, said)

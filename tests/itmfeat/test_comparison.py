@@ -11,7 +11,7 @@ import pytest
 from processes import call, fails
 
 import itmfeat
-from itmfeat import retrieval
+from itmfeat import api, retrieval
 from itmfeat.api import rank_tensors
 from itmfeat.comparison import verdict
 from itmfeat.errors import DataError, UsageError
@@ -248,3 +248,39 @@ def test_eval_with_intervals(pick: Pick, tmp_path: Path) -> None:
     assert "interval" in itmfeat.evaluate(without, bootstrap=100)  # its ranks need no features
     with pytest.raises(UsageError, match="--bootstrap takes"):
         itmfeat.evaluate(run, bootstrap=-1)
+
+
+def test_eval_with_intervals_under_a_named_protocol(pick: Pick) -> None:
+    run = Run(pick("infonce", 0))
+    fails(2, "unknown protocol 'i2t'", "eval", run.path, "--bootstrap", 100, "--protocol", "i2t")
+    results = run.read("results.json")
+    fold = {key: value for key, value in results.items() if key != "dropped"} | {"protocol": "5x1k"}
+    run.write("results.json", results | {"5x1k": fold})
+    held = api._held(run, "5x1k")
+    assert held is not None
+    assert held[0] == fold | {"dropped": 0}
+
+
+def test_a_part_of_a_split_takes_no_protocol_of_a_fixed_size(pick: Pick) -> None:
+    a, b = pick("infonce", 0), pick("triplet", 0)
+    part = {"protocol": "subset", "standard": {"images": 1000, "captions": 5000}}
+    Run(b).write("results.json", Run(b).read("results.json") | part)
+    fails(3, "1k is for the whole test split of 1000 images", "compare", a, b, "--protocol", "1k")
+    fails(2, "unknown protocol 'subset'", "compare", a, b, "--protocol", "subset")
+    for protocol in ("auto", "full"):
+        assert itmfeat.compare(a, b, protocol=protocol, **FEW)["protocol"] == "subset"
+
+
+def test_all_seeds_of_one_configuration_are_no_two_sides(pick: Pick) -> None:
+    runs = pick("infonce", 0), pick("infonce", 1)
+    fails(2, "both are of one configuration, so leave out --all-seeds", "compare", *runs, "--all-seeds")
+    apart = [alone(run, name) for run, name in zip(runs, "xy", strict=True)]
+    assert itmfeat.compare(*apart, all_seeds=True, **FEW)["differ"] == {}
+
+
+def test_a_cache_of_another_dataset_leaves_numbers(pick: Pick) -> None:
+    runs = [change(pick(loss, 0), "data", dataset_digest="0" * 64) for loss in ("infonce", "triplet")]
+    notes: list[str] = []
+    (first, *_) = itmfeat.compare(*runs, listed=1, metric="t2i_r1", note=notes.append, **FEW)["listed"]
+    assert first["query"].startswith("caption ")
+    assert "holds another dataset" in notes[0]

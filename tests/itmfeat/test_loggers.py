@@ -73,6 +73,9 @@ def test_tensorboard_has_each_point_once(tmp_path: Path) -> None:
 def test_mlflow_has_each_point_once(tmp_path: Path) -> None:
     in_three_steps(tmp_path, "mlflow")
     from mlflow import MlflowClient
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()  # stdout is for results
 
     client = MlflowClient()
     experiment = client.get_experiment_by_name("itmfeat")

@@ -199,7 +199,7 @@ def test_the_command_prints_hits_or_json(drawn: Drawn, tmp_path: Path) -> None:
         (3, "there is no picture './pets/rex'", ["./pets/rex"]),
         (3, "nowhere is no cache: .*--cache", ["a dog", "--cache", "nowhere"]),
         (3, "there is no folder nowhere: --images", ["a dog", "--images", "nowhere", "-o", "page.html"]),
-        (3, "there is no folder nowhere to write page.html", ["a dog", "-o", "nowhere/page.html"]),
+        (2, "there is no folder nowhere for page.html", ["a dog", "-o", "nowhere/page.html"]),
         (3, "there is no folder 'no/where/' with a model", ["a dog", "--backbone", "hf:no/where/"]),
     ],
 )

@@ -12,6 +12,7 @@ from run_folders import make_run, recalls
 
 from itmfeat.errors import DataError, UsageError
 from itmfeat.report import FORMATS, as_terminal, collect, render, renderable, tabulate
+from itmfeat.report.output import put
 from itmfeat.report.table import Table
 
 
@@ -243,6 +244,24 @@ def test_unfinished_runs_are_named_and_left_out(runs: Path) -> None:
     assert len(found.runs) == 8
     assert found.note is not None
     assert found.note.endswith(f"unfinished (repeat the command to resume): {folder}")
+
+
+def test_diverged_runs_have_a_reason_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 40.0)
+    lost = make_run(tmp_path / "lost", None, manifest={"diverged": 3})
+    late = make_run(tmp_path / "late", None, manifest={"diverged": None})
+    found = collect([tmp_path])
+    assert (found.unfinished, found.diverged) == ([late], [lost])
+    assert found.note is not None
+    assert f"resume): {late}; because diverged (" in found.note
+    assert found.note.endswith(f"learning rate): {lost}")
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        put(tmp_path / "taken", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
 
 def test_nothing_finished_is_no_empty_table(tmp_path: Path) -> None:

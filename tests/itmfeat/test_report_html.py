@@ -112,6 +112,22 @@ def test_first_right_hits_equal_a_plain_search(tables: list[Table]) -> None:
     assert (wins + wins.T <= 2 * TEST).all()
 
 
+def test_runs_on_other_features_of_the_same_split_meet(tables: list[Table]) -> None:
+    rows = tuple(
+        replace(
+            row,
+            runs=tuple(replace(run, config=run.config | {"image_digest": row.method}) for run in row.runs),
+        )
+        for row in tables[0].rows
+    )
+    (found,), problems = asked([replace(tables[0], rows=rows)])
+    (usual,), _ = asked(tables)
+    assert not problems
+    order = [usual.runs.index(run) for run in found.runs]
+    assert sorted(order) == list(range(8))
+    assert (found.first["t2i"] == usual.first["t2i"][order]).all()
+
+
 def test_a_page_holds_each_thumbnail_once_and_no_path_of_the_machine(report: Path, runs: Path) -> None:
     text = report.read_text(encoding="utf-8")
     (thumbnails,) = stored(text, "thumbnails")
@@ -158,10 +174,13 @@ def test_published_rows_stand_in_table_and_chart(runs: Path, tmp_path: Path) -> 
     assert "A-paper: Somewhere" in text
 
 
-def test_without_pictures_or_a_cache_the_report_says_so(tables: list[Table], runs: Path, at: Path) -> None:
+def test_without_pictures_or_a_cache_the_report_says_so(
+    tables: list[Table], runs: Path, pictures: Path, at: Path
+) -> None:
     told: list[str] = []
     assert stored(page(tables, queries=2, note=told.append), "thumbnails") == [{}]
     assert "no pictures of hostile in data/hostile" in told[0]
+    assert stored(page(tables, images=pictures / "images", queries=1), "thumbnails") != [{}]
     with pytest.raises(DataError, match="holds no picture of these runs"):
         page(tables, images=at)
     with pytest.raises(DataError, match=r"7 more cannot be shown in the gallery: .* is no cache"):
@@ -203,8 +222,11 @@ def test_thumbnails_are_small_upright_and_stay_inside(pictures: Path, tmp_path: 
     assert thumbnail(pictures, "images/absent.png") is None
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     assert thumbnail(tmp_path, "broken.jpg") is None
-    with pytest.raises(DataError, match="lies outside"):
-        thumbnail(pictures, "../secret.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (tmp_path / "root").mkdir()
+    assert thumbnail(tmp_path / "root", "../secret.png") is None
+    assert thumbnail(tmp_path / "root", str(tmp_path / "secret.png")) is None
+    assert thumbnail(pictures / "images", "images/0.png") == thumbnail(pictures, "images/0.png")
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (400, 200)).save(tmp_path / "turned.jpg", exif=turned)
@@ -236,7 +258,8 @@ def test_from_the_command_line(runs: Path, pictures: Path, at: Path) -> None:
     assert "gallery of hostile: 2 of 28 captions and 2 of 14 images" in result.stderr
     assert (at / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert not list(at.glob("*.part"))
-    fails(2, "--budget must be above 0", *options, "--budget", 0)
+    for budget in (0, "inf", "nan"):
+        fails(2, "--budget must be above 0", *options, "--budget", budget)
     fails(2, "there is no folder", *options, "-o", at / "none" / "report.html")
 
 

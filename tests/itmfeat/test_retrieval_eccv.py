@@ -255,3 +255,8 @@ def test_without_the_package_a_sentence_says_how_to_get_it(
 def test_a_damaged_package_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing or damaged: pip install"):
         eccv.ground_truth(tmp_path, "eccv", eccv.CocoTest(*[np.arange(1)] * 3))
+    for content in (None, b"", b"no numbers"):
+        if content is not None:
+            (tmp_path / "coco_test_ids.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"coco_test_ids\.npy is missing or damaged: pip install"):
+            eccv.coco_test(tmp_path)

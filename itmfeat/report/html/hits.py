@@ -1,7 +1,7 @@
 """The ten best hits of every test query of runs that were asked the same queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Asked:
     """A test split as runs saw it, and what each of N runs found; ids are positions in the split."""
 
     dataset: str
+    digest: str  # of the dataset
     runs: tuple[tuple[str, float, int | None], ...]  # (N,) method, noise ratio, seed
     captions: tuple[str, ...]  # (C,)
     files: tuple[str, ...]  # (I,) below the root of the dataset
@@ -72,7 +73,23 @@ def asked(tables: Sequence[Table], cache: Path | None = None) -> tuple[list[Aske
             first, more = group[0][1].path.name, len(group) - 1
             others = f" and {more} more" if more else ""
             problems.append(f"{first}{others} cannot be shown in the gallery: {error}")
-    return found, problems
+    return _joined(found), problems
+
+
+def _joined(found: Sequence[Asked]) -> list[Asked]:
+    """Those of the same images and captions as one, whatever features the runs saw of them."""
+    splits: dict[tuple[object, ...], list[Asked]] = {}
+    for one in found:
+        key = (one.digest, one.files, one.captions, one.caption_image.tobytes())
+        splits.setdefault(key, []).append(one)
+    return [
+        replace(
+            same[0],
+            runs=tuple(run for one in same for run in one.runs),
+            found={way: np.concatenate([one.found[way] for one in same]) for way in WAYS},
+        )
+        for same in splits.values()
+    ]
 
 
 def _runs(tables: Sequence[Table]) -> list[tuple[Row, Run]]:
@@ -99,6 +116,7 @@ def _asked(group: list[tuple[Row, Run]], cache: Path | None) -> Asked:
     lists = [_lists(run.path, len(pairs.images), len(pairs.captions)) for _, run in group]
     return Asked(
         index.name,
+        index.digest,
         tuple((row.method, row.noise, run.seed) for row, run in group),
         tuple(index.caption[int(row)] for row in pairs.captions),
         tuple(index.image_file[int(row)] for row in pairs.images),

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import math
+import os
 from collections.abc import Collection, Sequence
 from functools import cache
 from html import escape
@@ -16,6 +18,7 @@ from itmfeat.report.html import charts, measures
 from itmfeat.report.html.gallery import Gallery, galleries, packed
 from itmfeat.report.html.hits import WAYS, Asked, asked
 from itmfeat.report.html.sections import controls, made, section
+from itmfeat.report.pictures import below
 from itmfeat.report.table import Table
 
 MEGABYTE = 1_000_000
@@ -33,12 +36,12 @@ def page(
 ) -> str:
     """A report as one HTML page that loads nothing: charts, tables, and a gallery of what the runs found.
 
-    `images` is the root of the dataset, where its image files lie (default `data/DATASET`), `cache` stands in
-    for the cache that the runs name. The gallery shows at most `queries` of each direction, and as many as
-    keep the page below `budget` megabytes; `note` is told how large it became and what was left out.
+    `images` is the dataset's folder, or the one in it with the image files (default `data/DATASET`), `cache`
+    stands in for the cache that the runs name. The gallery shows at most `queries` of each direction, and as
+    many as keep the page below `budget` megabytes; `note` is told how large it became and what was left out.
     """
-    if budget <= 0 or queries < 0:
-        raise UsageError("--budget must be above 0 megabytes, and --queries at least 0")
+    if not 0 < budget < math.inf or queries < 0:  # also where it is no number
+        raise UsageError("--budget must be above 0 megabytes and finite, and --queries at least 0")
     parts: dict[str, Any] = {"charts": charts.specifications(tables), "galleries": [], "thumbnails": []}
     room = int(budget * MEGABYTE) - len(_filled(tables, [], parts).encode()) - FRAME
     found, problems = asked(tables, cache) if queries else ([], [])
@@ -61,7 +64,7 @@ def _roots(splits: Sequence[Asked], images: Path | None, note: Note) -> list[Pat
     roots: list[Path | None] = []
     for one in splits:
         root = images or Path("data") / one.dataset
-        there = any((root / name).exists() for name in one.files)
+        there = any(os.path.isfile(root / below(root, name)) for name in one.files)
         roots.append(root if there else None)
         if not there:
             note(f"there are no pictures of {one.dataset} in {root}, so the gallery names them; see --images")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from itmfeat.errors import DataError
+from itmfeat.report.pictures import below
 
 SIDE = 192  # pixels of the longer side: sharp at 96 on a screen with two pixels to each
 QUALITY = 60  # of WebP: about 5 KB a photograph
@@ -15,12 +15,12 @@ QUALITY = 60  # of WebP: about 5 KB a photograph
 def thumbnail(root: Path, name: str) -> str | None:
     """A picture below `root` as base64 of a small WebP; None if it is not there or cannot be read.
 
-    Upright by its EXIF tag, transparency on white. A name that leads out of `root` is a DataError.
+    Upright by its EXIF tag, transparency on white. A name that leads out of `root` is not followed.
     """
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise DataError(f"the image {name!r} lies outside {root}: such names are not followed")
     try:
+        path = (root / below(root, name)).resolve()
+        if not path.is_relative_to(root.resolve()):
+            return None
         with Image.open(path) as picture:
             picture.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG need not be decoded whole
             small = ImageOps.exif_transpose(picture)
