@@ -29,7 +29,7 @@ class Projection:
 
     def __call__(self, vectors: NDArray[Any]) -> Floats:
         """Vectors (V, D) of any float type -> (V, d) in single precision."""
-        wide = torch.from_numpy(vectors).float()
+        wide = torch.from_numpy(np.array(vectors)).float()  # a copy: those of a file cannot be written
         return ((wide - torch.from_numpy(self.mean)) @ torch.from_numpy(self.components).T).numpy()
 
     @property
