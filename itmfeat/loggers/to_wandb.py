@@ -26,7 +26,8 @@ class WandB:
         self._key = re.sub(r"[^\w.-]", "-", self._name, flags=re.ASCII)[-64:]
         self.sent: dict[str, int] = {}
         folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-        for note in folder.glob(f"*run-*-{self._key}/{SENT}"):
+        # Folders of one second are told apart by a number behind the key.
+        for note in folder.glob(f"*run-*-{self._key}*/{SENT}"):
             noted = json.loads(note.read_text())
             self.sent |= {tag: max(step, self.sent.get(tag, 0)) for tag, step in noted.items()}
 

@@ -39,11 +39,11 @@ def mixed(cache: Path, head: str) -> list[RunConfig]:
     """All losses and methods, with noise and seeds that change from one to the next."""
     given = [{"noise": (0.0, 0.4, 0.6)[place % 3], "seed": place} for place in range(len(PLAIN) + len(CASES))]
     plain = [
-        config(cache, loss, "head.dim=16", head=head, epochs=34, **settings)
+        config(cache, loss, "head.dim=16", head=head, epochs=34, lr=1e-3, **settings)
         for loss, settings in zip(PLAIN, given, strict=False)
     ]
     methods = [
-        case(cache, place, head=head, epochs=34, **settings)
+        case(cache, place, head=head, epochs=34, lr=1e-3, **settings)
         for place, settings in enumerate(given[len(PLAIN) :])
     ]
     return plain + methods
