@@ -98,13 +98,12 @@ class Trainer:
 
     def begin_epoch(self, epoch: int, progress: Progress) -> None:
         """Restarts, and what the methods of the runs decide before an epoch."""
+        asking = [net for run in self.stack.runs if run.method.asks for net in run.indices]
 
         @cache
         def scores() -> Scores:
             progress(self.step, self.steps, "scoring the training pairs")
             return self.scores(epoch, asking)
-
-        asking = [net for run in self.stack.runs if run.method.asks for net in run.indices]
 
         def of(run: StackedRun) -> Scores:
             return scores().of([asking.index(net) for net in run.indices])
