@@ -292,7 +292,13 @@ ZSTD = {"shuffle": True, **hdf5plugin.Zstd(3)}
         (attribute("archive", [1, 2]), "is damaged"),
     ],
 )
-def test_nothing_else_is_unpacked(own: Path, change: Callable[[h5py.File], None], pattern: str) -> None:
+def test_nothing_else_is_unpacked(
+    own: Path,
+    change: Callable[[h5py.File], None],
+    pattern: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(own)  # HDF5 writes external data where it is called from
     with h5py.File(own / OWN, "r+") as file:
         change(file)
     broken(own, pattern)

@@ -16,16 +16,19 @@ from itmfeat.members import member_of
 from itmfeat.training import Trainer
 
 STEPS = 200
+CPU = torch.device("cpu")
 # Where two negatives are equal within rounding, the hardest may be another one in a stack, and from there
 # on the run goes another way: seen once among 160 settings.
 PARTS = pytest.mark.xfail(strict=False, reason="goal-con-con under gpo parts by 0.2 % after 117 steps")
 PLAIN = [name for name, facts in LOSSES.items() if facts.robust == "none" and name != "fne"]
 
 
-def steps(configs: list[RunConfig], cache: Path, runs: Path, wanted: int = STEPS) -> Tensor:
+def steps(
+    configs: list[RunConfig], cache: Path, runs: Path, wanted: int = STEPS, device: torch.device = CPU
+) -> Tensor:
     """The losses of the first steps, a row a run (R, steps); two nets of a run count with their mean."""
     features = open_features(cache)
-    trainer = Trainer([member_of(one, features, runs) for one in configs], features, torch.device("cpu"))
+    trainer = Trainer([member_of(one, features, runs) for one in configs], features, device)
     losses: list[Tensor] = []
     for epoch in count():
         trainer.begin_epoch(epoch, lambda done, total, line: None)
