@@ -49,14 +49,16 @@ def build_heads(
     return image, text
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(nn.Module):
     """Nets of a stack that share a loss and a robust method with equal parameters."""
 
-    nets: list[int]
-    objective: Objective
-    method: Method  # of one of their runs, for what is equal in all
-    memory: Memory | None
+    index: Tensor  # (k,) of the nets, where the stack is: a GPU would have to be given a list in each step
+
+    def __init__(self, nets: list[int], objective: Objective, method: Method, memory: Memory | None) -> None:
+        super().__init__()
+        self.nets, self.objective, self.memory = nets, objective, memory
+        self.method = method  # of one of their runs, for what is equal in all
+        self.register_buffer("index", torch.tensor(nets), persistent=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Stack(nn.Module):
 
     variant: Tensor
     truth: Tensor
+    every: Tensor
 
     def __init__(
         self,
@@ -113,11 +116,11 @@ class Stack(nn.Module):
         for run in runs:
             alike.setdefault(repr((run.config.loss, run.config.robust)), []).append(run)
         self.groups = [self._group(shared) for shared in alike.values()]
-        self.objectives = nn.ModuleList(group.objective for group in self.groups)
-        self.memories = nn.ModuleList(group.memory for group in self.groups if group.memory)
+        self.registered = nn.ModuleList(self.groups)  # the same: modules move with the stack
         noises = [which for run, which in zip(runs, variant, strict=True) for _ in run.indices]
         self.register_buffer("variant", torch.tensor(noises), persistent=False)
         self.register_buffer("truth", torch.from_numpy(truth), persistent=False)  # for diagnosis alone
+        self.register_buffer("every", torch.arange(len(noises)), persistent=False)
 
     def _group(self, runs: list[StackedRun]) -> Group:
         nets = [net for run in runs for net in run.indices]
@@ -155,7 +158,7 @@ class Stack(nn.Module):
         s = self._labelled(s, seen, self.captions(batch), epoch)
         losses = torch.zeros(len(self), device=image.device)
         for group in self.groups:
-            nets = torch.tensor(group.nets, device=image.device)
+            nets = group.index
             own = s if len(self.groups) == 1 else s.run(nets)
             if group.method.warm(epoch):
                 own = replace(own, epoch=0)
@@ -221,14 +224,14 @@ class Stack(nn.Module):
                 for name, value in group.objective.named_parameters():
                     yield f"loss.{name}", value, group.nets.index(net)
 
-    def trained(self) -> Iterator[tuple[nn.Parameter, list[int]]]:
-        """Each trained parameter with the nets along its first axis."""
+    def trained(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Each trained parameter with the nets along its first axis, (k,)."""
         for head in (self.image, self.text):
             for value in head.parameters():
-                yield value, list(range(len(self)))
+                yield value, self.every
         for group in self.groups:
             for value in group.objective.parameters():
-                yield value, group.nets
+                yield value, group.index
 
     def memory_of(self, net: int) -> tuple[Memory, int] | None:
         """The memory of a net and its place in it."""
@@ -258,7 +261,7 @@ class Stack(nn.Module):
             if value.grad is not None:
                 rest = tuple(range(1, value.dim()))
                 norm = torch.linalg.vector_norm(value.grad, dim=rest) if rest else value.grad
-                square[nets] += norm.square()
+                square.index_add_(0, nets, norm.square())
         norms = square.sqrt()
         factors = (limit / norms.clamp(min=1e-12)).clamp(max=1)
         if norms.is_cpu and bool((factors == 1).all()):  # mostly; a GPU would have to be waited for

@@ -120,7 +120,7 @@ class Trainer:
         """
         self.stack.redraw_(run, epoch)
         for value, nets in self.stack.trained():
-            own = [place for place, net in enumerate(nets) if net in run.indices]
+            own = [place for place, net in enumerate(nets.tolist()) if net in run.indices]
             self.optimizer.state[value]["exp_avg"][own] = 0
 
     @torch.no_grad()

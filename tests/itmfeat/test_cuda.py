@@ -1,7 +1,6 @@
 """What a GPU changes: nothing but rounding. Losses, heads, stacks, evaluation, residency."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,9 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 def test_every_loss_and_method_takes_the_steps_of_the_cpu(toy_cache: Path, tmp_path: Path) -> None:
     # Dropout draws its masks where the heads are, so it is off.
+    still = {"dropout": 0.0, "hidden_dropout": 0.0}
     configs = [
-        replace(one, head=replace(one.head, dropout=0.0, hidden_dropout=0.0))
+        one.model_copy(update={"head": one.head.model_copy(update=still)})
         for one in mixed(toy_cache, "default")
     ]
     here, there = (steps(configs, toy_cache, tmp_path, 24, device) for device in (GPU, CPU))

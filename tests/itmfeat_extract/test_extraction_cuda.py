@@ -41,7 +41,7 @@ def expected(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> np.nda
     return features(extracted(pictures, tmp_path_factory.mktemp("cpu") / "cache", device="cpu"))
 
 
-@pytest.mark.parametrize(("precision", "within"), [("float32", 2e-3), ("float16", 1e-2), ("bfloat16", 8e-2)])
+@pytest.mark.parametrize(("precision", "within"), [("float32", 1e-3), ("float16", 2e-2), ("bfloat16", 0.2)])
 def test_values(
     pictures: Path, tmp_path: Path, expected: np.ndarray[Any, Any], precision: str, within: float
 ) -> None:
@@ -68,14 +68,14 @@ def test_batches_are_halved_where_memory_is_short(
 
     monkeypatch.setattr(makers.Fitting, "_grow", seen)
     torch.cuda.empty_cache()
-    taken = torch.cuda.memory_allocated() + 60 * 2**20
+    taken = torch.cuda.memory_allocated() + 300 * 2**20
     torch.cuda.set_per_process_memory_fraction(taken / torch.cuda.get_device_properties(0).total_memory)
     try:
         found = features(extracted(pictures, tmp_path / "cache", precision="float32"))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert any(each.step for each in fitting)
-    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 2e-3
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-3
 
 
 def test_captions(pictures: Path, tmp_path: Path) -> None:

@@ -132,8 +132,13 @@ def load_model(
 ) -> tuple[Any, set[str]]:
     """A transformers model in float32 and evaluation mode, and which of `optional` the file lacks.
 
-    A weight that the file lacks would be filled with random numbers: nothing but `optional` may be.
+    A weight that the file lacks would be filled with random numbers: nothing but `optional` may be. A
+    checkpoint that names the architecture without its projection is loaded so: some versions of transformers
+    find no weight of it for the other.
     """
+    bare = architecture.removesuffix("WithProjection")
+    if bare != architecture and bare in (read_json(folder / "config.json").get("architectures") or []):
+        return load_model(bare, folder, **options)[0], set(optional)
     with quiet():
         import torch
         import transformers
@@ -143,8 +148,9 @@ def load_model(
                 folder, dtype=torch.float32, output_loading_info=True, **options
             )
         except ImportError as error:  # some detectors were saved with a backbone of timm
-            package = "timm" if "timm" in str(error) else str(error.name or "a package")
-            raise MissingPackageError(f"{folder.name} needs {package}: pip install {package}") from error
+            package = "timm" if "timm" in str(error) else error.name
+            how = f"{package}: pip install {package}" if package else f"a package: {error}"
+            raise MissingPackageError(f"{folder.name} needs {how}") from error
         except Exception as error:  # the libraries below raise some ten types for a damaged file
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise DataError(f"{folder.name} cannot be loaded as {architecture}: {reason}") from error

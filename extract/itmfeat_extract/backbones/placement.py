@@ -4,8 +4,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,8 @@ class Placement:
         """`forward` of tensors (B, ...): on a CPU in parts of `cpu_step` items, elsewhere at once."""
         if self.device.type == "cpu":
             return encode_in_parts(forward, cpu_step, *(tensor.cpu() for tensor in batch))
-        return forward(*batch)
+        with _true_float32():
+            return forward(*batch)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Half precision where it is safe: residual streams and layer norms of transformers stay float32."""
@@ -100,6 +101,18 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"no device {name!r} here: take cpu, or auto for the best there is") from error
     return device
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Convolutions that are to be float32 are so on CUDA too: its default there, TF32, keeps ten bits."""
+    backends: Any = torch.backends
+    convolutions = backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 class Normaliser:
