@@ -41,15 +41,15 @@ def notes(cache: Path, model: str, **given: Any) -> list[str]:
 @pytest.mark.skipif(bool(no_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.compile
 def test_compiled_images(model: str, tmp_path: Path) -> None:
-    notes(tmp_path / "eager", model)
-    notes(tmp_path / "cache", model, compiled=True)
+    notes(tmp_path / "eager", model, precision="float32")
+    notes(tmp_path / "cache", model, precision="float32", compiled=True)
     eager, compiled = (open_cache(tmp_path / name).open("image") for name in ("eager", "cache"))
     np.testing.assert_allclose(compiled.array(), eager.array(), atol=1e-3, rtol=1e-3)  # they are float16
     path = tmp_path / "cache" / "image" / "hf-model.h5"
     before = path.stat().st_mtime_ns
     versions = json.loads(str(compiled.attributes["versions"]))
     assert versions["torch.compile"] == "inductor"
-    notes(tmp_path / "cache", model)  # the same file for both
+    notes(tmp_path / "cache", model, precision="float32")  # the same file for both
     assert path.stat().st_mtime_ns == before
 
 
