@@ -165,16 +165,16 @@ def _fitting(group: list[Setting], room: int) -> int:
 
 def _cut(settings: list[Setting], width: int) -> list[list[Setting]]:
     """Stacks of neighbours, about equally wide; a run of two nets is never cut."""
-    total = sum(nets(setting.config) for setting in settings)
-    fair = -(-total // -(-total // width))  # nets of a stack, if all are equally wide
+    left = sum(nets(setting.config) for setting in settings)
     parts: list[list[Setting]] = []
-    wide = fair
+    room = 0
     for setting in settings:
-        if not parts or wide + nets(setting.config) > fair:
+        size = nets(setting.config)
+        if room < size:
             parts.append([])
-            wide = 0
+            room = -(-left // -(-left // width))  # if this stack and those to come were equally wide
         parts[-1].append(setting)
-        wide += nets(setting.config)
+        room, left = room - size, left - size
     return parts
 
 
