@@ -13,10 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-import torch
-
 from itmfeat.cache.journal import Sums
-from itmfeat.cache.ranges import Slot, fill
+from itmfeat.cache.ranges import Slot, rounded, store
 
 AHEAD = 2  # ranges that are decoded in advance
 
@@ -40,7 +38,7 @@ class Maker(Protocol):
         """Begin to decode in the threads of `pool`; what is returned waits for it."""
 
     def make(self, prepared: Any) -> dict[str, Any]:
-        """Payloads by name, tensors or arrays, as `itmfeat.cache.ranges.fill` takes them."""
+        """Payloads by name, as `itmfeat.cache.ranges.rounded` takes them."""
 
 
 Done = Callable[[Slot, Sums], None]
@@ -54,8 +52,8 @@ class Times:
     total: float = 0.0
     decode: float = 0.0  # that the forward pass waited for pixels
     blocked: float = 0.0  # that it waited until the range before was written
-    fetch: float = 0.0  # of the writing thread: until the device had the values, and handed them over
-    store: float = 0.0  # of the writing thread: narrow, write, checksum
+    fetch: float = 0.0  # of the writing thread: until the device had the values, narrow, and handed them over
+    store: float = 0.0  # of the writing thread: write, checksum
 
     def __add__(self, other: "Times") -> "Times":
         return Times(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
@@ -139,14 +137,7 @@ def _ahead(
 
 def _write(slot: Slot, payloads: dict[str, Any], done: Done, times: Times) -> None:
     with times.of("fetch"):
-        arrays = {
-            name: _wide(value).cpu().numpy() if isinstance(value, torch.Tensor) else value
-            for name, value in payloads.items()
-        }
+        narrow = rounded(slot, **payloads)
     with times.of("store"):
-        sums = fill(slot, **arrays)
+        sums = store(slot, narrow)
     done(slot, sums)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    return values.float() if values.is_floating_point() else values

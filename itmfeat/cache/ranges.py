@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from itmfeat.cache import seal
 from itmfeat.cache.journal import Sums
@@ -34,29 +35,43 @@ class Slot:
     places: dict[str, tuple[int, int, str]]  # payload -> first byte, byte behind the last, dtype
 
 
-def quantize(vectors: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+Values = NDArray[Any] | Tensor
+
+
+def quantize(vectors: Values) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale."""
-    wide = torch.from_numpy(np.ascontiguousarray(vectors)).float()  # vectorised, unlike NumPy's float16
+    wide = _tensor(vectors).float()
     scales = wide.abs().amax(dim=1) / 127
     steps = wide / torch.where(scales > 0, scales, 1).unsqueeze(1)
-    return steps.round_().to(torch.int8).numpy(), scales.numpy()
+    return steps.round_().to(torch.int8).cpu().numpy(), scales.cpu().numpy()
 
 
-def fill(slot: Slot, **payloads: NDArray[Any]) -> Sums:
-    """Write all items of a range in place and return its checksums.
+def fill(slot: Slot, **payloads: Values) -> Sums:
+    """Write all items of a range in place and return its checksums; payloads as `rounded` takes them."""
+    return store(slot, rounded(slot, **payloads))
 
-    Payloads are `features` (vectors, D), and `pooled`, `boxes`, `scores` if any. Values are rounded to the
-    dtype of the file; those of int8 may come with their `scales`, as they are stored.
+
+def rounded(slot: Slot, **payloads: Values) -> dict[str, NDArray[Any]]:
+    """Payloads in the dtypes of the file; tensors become narrow where they are, before they are fetched.
+
+    They are `features` (vectors, D), and `pooled`, `boxes`, `scores` if any. Features of int8 may come with
+    their `scales`, as they are stored.
     """
-    payloads = dict(payloads)
     if slot.dtype == "int8" and "scales" not in payloads:
         payloads["features"], payloads["scales"] = quantize(payloads["features"])
+    return {
+        name: _narrow(payloads[name], np.dtype(dtype), slot) for name, (_, _, dtype) in slot.places.items()
+    }
+
+
+def store(slot: Slot, payloads: dict[str, NDArray[Any]]) -> Sums:
+    """Write what `rounded` gave in place and return its checksums."""
     sums = {}
     # Opened for each range: closing it is what makes a network file system hand the bytes to the others.
     descriptor = os.open(slot.part, os.O_WRONLY)
     try:
-        for name, (start, stop, dtype) in slot.places.items():
-            data = _narrow(payloads[name], np.dtype(dtype), slot)
+        for name, (start, stop, _) in slot.places.items():
+            data = payloads[name]
             if data.nbytes != stop - start:
                 raise ValueError(f"{name} of range {slot.index} has {data.nbytes} bytes, not {stop - start}")
             raw = data.reshape(-1).view(np.uint8).data
@@ -77,14 +92,20 @@ def write_at(descriptor: int, raw: memoryview, position: int, path: Path) -> Non
         raise disk_full(error, path, ", it goes on from here") or error from None
 
 
-def _narrow(wide: NDArray[Any], dtype: np.dtype[Any], slot: Slot) -> NDArray[Any]:
+def _narrow(values: Values, dtype: np.dtype[Any], slot: Slot) -> NDArray[Any]:
     """Values in the dtype of the file; an error if it cannot hold them, or if they are no numbers."""
-    if wide.size and dtype.kind == "f":
-        limit = float(np.finfo(dtype).max)
-        if not (-limit <= wide.min() and wide.max() <= limit):  # false for NaN
+    wide = _tensor(values)
+    if wide.numel() and dtype.kind == "f":
+        limit = torch.finfo(TORCH_DTYPES[str(dtype)]).max
+        low, high = wide.aminmax()
+        if not (-limit <= low and high <= limit):  # false for NaN
             raise ItmfeatError(
                 f"{slot.backbone} gave values that {dtype} cannot hold in items {slot.items.start} to "
                 f"{slot.items.stop - 1}; extract with --dtype float32, or look at those items"
             )
-    narrow = torch.from_numpy(np.ascontiguousarray(wide)).to(TORCH_DTYPES[str(dtype)])  # vectorised
-    return narrow.numpy()
+    return wide.to(TORCH_DTYPES[str(dtype)]).cpu().contiguous().numpy()
+
+
+def _tensor(values: Values) -> Tensor:
+    """For torch's arithmetic: NumPy's of float16 is not vectorised."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))

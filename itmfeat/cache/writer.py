@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -232,8 +234,10 @@ class FeatureWriter:
         if self.pending:
             raise ValueError(f"{len(self.pending)} ranges are not written")
         with self.part.open("rb") as file:  # opened now, to see what other machines wrote
-            for index, sums in self._done.items():
-                if self._read_sums(file.fileno(), index) != sums:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                read = list(pool.map(partial(self._read_sums, file.fileno()), self._done))
+            for found, sums in zip(read, self._done.values(), strict=True):
+                if found != sums:
                     raise ItmfeatError(f"{self.part} changed under the writer; repeat the command")
         table = "".join(
             self._done[index][name] for index in range(self.spec.ranges) for name in self._extents
