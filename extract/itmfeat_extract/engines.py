@@ -1,12 +1,14 @@
 """Where the ranges are made: here, in a process for each device, or on a cluster."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from itmfeat.errors import UsageError, unknown
+from itmfeat.ray_connection import connection
 from itmfeat_extract.backbones import Kind
 from itmfeat_extract.backbones.placement import place
 from itmfeat_extract.filling import Engine, Here
@@ -51,6 +53,10 @@ class Site:
         elif gpus > 1 and engine == "local":
             devices, workers = [f"cuda:{index}" for index in range(min(workers or gpus, gpus))], None
         return cls(engine, devices, workers or default_workers(len(devices)), workers, launch)
+
+    def connection(self) -> AbstractContextManager[object]:
+        """What an extraction of both sides shares: to a cluster one connection."""
+        return connection() if self.name == "ray" else nullcontext()
 
     def engine(self, kind: Kind, name: str, loaded: Any, **given: Any) -> Engine:
         """What makes the ranges with a backbone that was loaded here by that name; see `Recipe.of`."""

@@ -104,14 +104,14 @@ def extract(
     shared = _shared(corpus, folder, images, dry_run, settings.workers, note)
     if dry_run:
         return _plan(corpus, folder, image, text, policy, dtype, *shared, site)
-    digest = write_corpus(corpus, folder)
-    made = _Made(corpus, folder, digest, site, settings, progress, note)
-    if image:
-        path = folder / "image" / f"{backbones.slug(images)}{view.suffix}{policy.suffix}.h5"
-        made.images(path, images, image, policy, on_error == "skip", seen)
-    if text:
-        path = folder / "text" / f"{backbones.slug(text_backbone)}{chosen.suffix}.h5"
-        made.texts(path, text_backbone, text, told)
+    with site.connection():
+        digest = write_corpus(corpus, folder)
+        made = _Made(corpus, folder, digest, site, settings, progress, note)
+        if image:
+            stem = f"{backbones.slug(images)}{view.suffix}{policy.suffix}"
+            made.images(stem, images, image, policy, on_error == "skip", seen)
+        if text:
+            made.texts(f"{backbones.slug(text_backbone)}{chosen.suffix}", text_backbone, text, told)
     return folder
 
 
@@ -129,14 +129,15 @@ class _Made:
 
     def images(
         self,
-        path: Path,
+        stem: str,
         name: str,
         backbone: backbones.ImageBackbone,
         policy: TokenPolicy,
         skip: bool,
         options: dict[str, Any],
     ) -> None:
-        """The image features; `options` are those that the backbone was loaded with."""
+        """The image features in `stem`.h5; `options` are those that the backbone was loaded with."""
+        path = self.folder / "image" / f"{stem}.h5"
         missing: dict[int, str] = {}
         if skip and not path.exists():
             missing = _missing(self.corpus, self.folder, self.digest, self.settings, self.progress, self.note)
@@ -154,8 +155,9 @@ class _Made:
             note=self.note,
         )
 
-    def texts(self, path: Path, name: str, backbone: backbones.TextBackbone, options: dict[str, Any]) -> None:
-        """The text features; `options` as for images."""
+    def texts(self, stem: str, name: str, backbone: backbones.TextBackbone, options: dict[str, Any]) -> None:
+        """The text features; arguments as for images."""
+        path = self.folder / "text" / f"{stem}.h5"
         engine = self.site.engine("text", name, backbone, **options)
         extract_texts(
             self.corpus,

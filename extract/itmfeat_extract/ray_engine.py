@@ -6,9 +6,7 @@ makes them. The command logs and seals.
 """
 
 import errno
-import logging
 import os
-import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,7 +15,8 @@ from typing import Any
 
 from itmfeat.cache.journal import Sums
 from itmfeat.cache.ranges import Slot
-from itmfeat.errors import DataError, ItmfeatError, MissingPackageError
+from itmfeat.errors import DataError, ItmfeatError
+from itmfeat.ray_connection import connection
 from itmfeat_extract.makers import Recipe
 from itmfeat_extract.stages import Done, Maker, Task, Times, run
 
@@ -34,53 +33,57 @@ class Cluster:
     """
 
     def __init__(self, recipe: Recipe, at_once: int | None) -> None:
-        self._ray = connected()
-        self._recipe = recipe
+        self._recipe, self._at_once = recipe, at_once
         self._resource = "CPU" if recipe.device == "cpu" else "GPU"
-        there = int(self._ray.cluster_resources().get(self._resource, 0))
+
+    def __call__(self, tasks: Iterable[Task], maker: Maker, done: Done) -> Times:
+        """Have all ranges made; `maker`, that of this process, is not used."""
+        with connection() as ray:
+            return self._work(ray, tasks, done)
+
+    def _work(self, ray: Any, tasks: Iterable[Task], done: Done) -> Times:
+        there = int(ray.cluster_resources().get(self._resource, 0))
         if not there:
             raise ItmfeatError(
                 f"the Ray cluster has no {self._resource}; "
                 "add machines with `ray start`, or take --device cpu"
             )
-        self._at_once = min(at_once or there, there)
-
-    def __call__(self, tasks: Iterable[Task], maker: Maker, done: Done) -> Times:
-        """Have all ranges made; `maker`, that of this process, is not used."""
-        ray, times = self._ray, Times()
+        at_once, times = min(self._at_once or there, there), Times()
         resources = {"num_cpus": 1} if self._resource == "CPU" else {"num_cpus": 1, "num_gpus": 1}
         remote = ray.remote(max_retries=RETRIES, **resources)(make_group)
-        groups = _groups(tasks, self._at_once)
+        groups = _groups(tasks, at_once)
         recipe = ray.put(self._recipe)  # once: that of shards is large
         running: dict[Any, list[Task]] = {}
         try:
             while True:
-                for group in islice(groups, self._at_once + 1 - len(running)):
+                for group in islice(groups, at_once + 1 - len(running)):
                     running[remote.remote(recipe, group)] = group
                 if not running:
                     return times
                 ready, _ = ray.wait(list(running), num_returns=1)
-                times += self._log(ready[0], running.pop(ready[0]), done)
+                times += _logged(ray, ready[0], running.pop(ready[0]), done)
         finally:
             for left in running:
                 ray.cancel(left, force=True)
 
-    def _log(self, reference: Any, group: list[Task], done: Done) -> Times:
-        first, last = group[0].slot, group[-1].slot
-        try:
-            answer: Answer = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ItmfeatError(
-                f"Ray gave up items {first.items.start} to {last.items.stop - 1} of {first.path} ({reason}); "
-                "what is done is kept: repeat the command"
-            ) from error
-        if isinstance(answer, ItmfeatError):
-            raise answer
-        slots = {task.slot.index: task.slot for task in group}
-        for index, sums in answer[0]:
-            done(slots[index], sums)
-        return answer[1]
+
+def _logged(ray: Any, reference: Any, group: list[Task], done: Done) -> Times:
+    """What a task took; its ranges are told to `done`."""
+    first, last = group[0].slot, group[-1].slot
+    try:
+        answer: Answer = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ItmfeatError(
+            f"Ray gave up items {first.items.start} to {last.items.stop - 1} of {first.path} ({reason}); "
+            "what is done is kept: repeat the command"
+        ) from error
+    if isinstance(answer, ItmfeatError):
+        raise answer
+    slots = {task.slot.index: task.slot for task in group}
+    for index, sums in answer[0]:
+        done(slots[index], sums)
+    return answer[1]
 
 
 def make_group(recipe: Recipe, tasks: list[Task]) -> Answer:
@@ -119,27 +122,3 @@ def _groups(tasks: Iterable[Task], at_once: int) -> Iterator[list[Task]]:
 def _absolute(slot: Slot) -> Slot:
     """Tasks run in folders of their own."""
     return replace(slot, path=slot.path.absolute(), part=slot.part.absolute())
-
-
-def connected() -> Any:
-    """The module ray, connected to a cluster: that of RAY_ADDRESS, one that runs here, or a new one."""
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingPackageError("--engine ray needs Ray: pip install 'itmfeat[ray]'") from error
-    if not ray.is_initialized():
-        try:
-            _knock(os.environ.get("RAY_ADDRESS", ""))
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, TimeoutError, socket.gaierror) as error:
-            raise ItmfeatError(
-                "no Ray cluster answers: start one with `ray start --head`, or correct RAY_ADDRESS"
-            ) from error
-    return ray
-
-
-def _knock(address: str) -> None:
-    """An error at once where Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), 5).close()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
-from itmfeat.sweeps.cluster import Cluster, Share, connection
+from itmfeat.ray_connection import connection
+from itmfeat.sweeps.cluster import Cluster, Share
 from itmfeat.sweeps.expand import Setting, settings
 from itmfeat.sweeps.memory import free_on
 from itmfeat.sweeps.plan import Plan, described, make_plan

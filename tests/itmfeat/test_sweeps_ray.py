@@ -14,8 +14,9 @@ import pytest
 from processes import fails
 
 from itmfeat.errors import ItmfeatError, MissingPackageError
+from itmfeat.ray_connection import connection
 from itmfeat.runs import Run
-from itmfeat.sweeps.cluster import Share, connection, train
+from itmfeat.sweeps.cluster import Share, train
 from itmfeat.sweeps.sweep import Site, plan_sweep
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")

@@ -15,7 +15,16 @@ from itmfeat.report.html import measures
 from itmfeat.report.table import Table
 
 DASHES: tuple[list[int], ...] = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [5, 2])
-MARKS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+MARKS = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "triangle-left",
+    "triangle-right",
+)
 # Six colours that also those can tell who see few, each at least 3:1 on the page; page.css has both modes.
 COLOURS = ("#0072b2", "#c44e00", "#00805e", "#a8457f", "#8f6400", "#4a4f57")
 WIDE = 8  # times: values that differ more stand on a logarithmic scale

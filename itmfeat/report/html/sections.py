@@ -66,6 +66,8 @@ SHAPES = {
     "diamond": "M17 1.5L22 7L17 12.5L12 7Z",
     "cross": "M15.5 2.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z",
     "triangle-down": "M17 11.5L12 2.5H22Z",
+    "triangle-left": "M12.5 7L21.5 2V12Z",
+    "triangle-right": "M21.5 7L12.5 2V12Z",
 }
 
 

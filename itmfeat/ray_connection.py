@@ -1,0 +1,53 @@
+"""The connection to a Ray cluster, for whatever hands it work."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+from itmfeat.errors import ItmfeatError, MissingPackageError
+
+
+@contextmanager
+def connection(address: str | None = None) -> Iterator[Any]:
+    """The module ray, connected to `address`, else RAY_ADDRESS, a cluster that runs here, or a new one.
+
+    A connection that is there already is used, and stays. Ray prints on stdout when a machine dies, and what
+    it held back when the connection ends; stdout is for results, so meanwhile it is stderr.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingPackageError("--engine ray needs Ray: pip install 'itmfeat[ray]'") from error
+    ours = not ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        if ours:
+            _connect(ray, address)
+        try:
+            yield ray
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, socket.gaierror) as error:
+        raise ItmfeatError(
+            "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
+        ) from error
+    except (RuntimeError, ValueError, OverflowError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ItmfeatError(f"Ray does not start ({reason}); correct --address or RAY_ADDRESS") from error
+
+
+def _knock(address: str) -> None:
+    """An error at once where Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), 5).close()
