@@ -31,6 +31,7 @@ from itmfeat.robust import Means, Method, Scores, Setting, scored
 from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
 
 LISTED = 10  # hits of each query that a run keeps, found by FAISS
+PAUSE = 20  # times what a checkpoint took, until the next: saving costs about 5 %, a kill a little more work
 
 Progress = Callable[[int, int, str], None]
 """Called with finished steps, all steps and a line about the last epoch."""
@@ -328,6 +329,7 @@ def _train(trainer: Trainer, progress: Progress, logged: Logged) -> None:
     members, stack, optimizer = trainer.members, trainer.stack, trainer.optimizer
     first = resume(members, stack, optimizer, trainer.stream.batches)
     trainer.step = first * trainer.stream.batches
+    due = 0.0
     for epoch in range(first, trainer.schedule.epochs):
         if all(member.diverged is not None for member in members):
             break
@@ -337,7 +339,9 @@ def _train(trainer: Trainer, progress: Progress, logged: Logged) -> None:
         entries = trainer.validate(epoch, losses, time.perf_counter() - start)
         for member, entry in zip(members, entries, strict=True):
             member.run.log(epoch, entry)
-        save(members, stack, optimizer, epoch + 1)
+        if (began := time.perf_counter()) >= due:
+            save(members, stack, optimizer, epoch + 1)
+            due = (1 + PAUSE) * time.perf_counter() - PAUSE * began
         for member in members:
             logged(member.run.path)
         line = f"epoch {epoch + 1}, val rSum " + " ".join(f"{e['val']['rsum']:.1f}" for e in entries)

@@ -39,7 +39,9 @@ AddressOption = Annotated[
     str | None, typer.Option(help="Of the Ray cluster; else RAY_ADDRESS or the local one.")
 ]
 GpusOption = Annotated[float | None, typer.Option(help="With Ray, GPUs that a stack takes, as 0.5; else 1.")]
-WidthOption = Annotated[int | None, typer.Option(help="Nets in a stack; what memory allows, up to 32.")]
+WidthOption = Annotated[
+    int | None, typer.Option(help="Nets in a stack; what memory allows, up to 32, on a GPU 96.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", help="More than 10,000 settings are meant.")]
 SetOption = Annotated[
     list[str] | None,

@@ -15,7 +15,7 @@ from itmfeat.ray_connection import connection
 from itmfeat.sweeps.cluster import Cluster, Share
 from itmfeat.sweeps.expand import Setting, settings
 from itmfeat.sweeps.memory import free_on
-from itmfeat.sweeps.plan import Plan, described, make_plan
+from itmfeat.sweeps.plan import WIDEST, WIDEST_ON_GPU, Plan, described, make_plan
 from itmfeat.sweeps.processes import Processes
 from itmfeat.sweeps.search import Best, Search
 from itmfeat.sweeps.spec import Spec, read_spec
@@ -35,7 +35,7 @@ class Site:
     device: str = "auto"
     resident: str = "auto"
     verify: bool = False
-    width: int | None = None  # nets of a stack at most; None: by memory, at most 32
+    width: int | None = None  # nets of a stack at most; None: by memory, up to `widest`
     workers: int | None = None  # stacks at the same time; None: one here, on a cluster what finds room
     engine: str = "local"
     address: str | None = None  # of a Ray cluster
@@ -79,6 +79,12 @@ class Site:
         if self.engine == "ray":
             return self.share.memory
         return free_on(choose_device(self.device)) // -(-self.at_once // len(self.devices))
+
+    @property
+    def widest(self) -> int:
+        """Nets of a stack that pay where it trains."""
+        on_gpu = self.share.gpus if self.engine == "ray" else choose_device(self.device).type == "cuda"
+        return WIDEST_ON_GPU if on_gpu else WIDEST
 
     def executor(self) -> Executor:
         """What trains the stacks."""
@@ -128,7 +134,15 @@ def asked_for(spec: str | Path | None, runs: str | Path | None, grid: Mapping[st
 
 
 def _planned(made: list[Setting], runs: Path, site: Site, everything: bool = False) -> Plan:
-    plan = make_plan(made, runs, site.room, width=site.width, workers=site.at_once, everything=everything)
+    plan = make_plan(
+        made,
+        runs,
+        site.room,
+        width=site.width,
+        widest=site.widest,
+        workers=site.at_once,
+        everything=everything,
+    )
     return plan if site.stack is None else plan.only(*site.stack)
 
 

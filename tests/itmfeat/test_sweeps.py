@@ -266,8 +266,8 @@ def test_what_kills_a_worker_twice_is_named(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_random_kills_change_nothing(toy_cache: Path, tmp_path: Path, workers: int) -> None:
-    grid = flags(GRID | {"epochs": 30})
-    for name, kills in (("whole", 0), ("killed", 4)):
+    grid = flags(GRID | {"epochs": 90})
+    for name, kills in (("whole", 0), ("killed", 10)):
         where = ["--cache", str(toy_cache), "--runs", str(tmp_path / name), "--width", "6"]
         finish_under_kills(["sweep", *grid, *where, "--workers", str(workers)], kills, (3.0, 8.0))
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from itmfeat import training
 from itmfeat.api import configuration, embeddings, evaluate, train
 from itmfeat.config import RunConfig
 from itmfeat.errors import DataError, ItmfeatError, UsageError
@@ -72,6 +73,13 @@ def test_a_killed_run_ends_like_an_undisturbed_one(toy_cache: Path, tmp_path: Pa
     assert not list(again.glob("checkpoint*"))
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every epoch."""
+    monkeypatch.setattr(training, "PAUSE", 0)
+
+
+@pytest.mark.usefixtures("often")
 def test_a_kill_between_the_checkpoints_of_a_stack(
     toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,13 +95,14 @@ def test_a_kill_between_the_checkpoints_of_a_stack(
     monkeypatch.setattr(Run, "write_tensors", kill)
     with pytest.raises(KeyboardInterrupt):
         train_stack(configs, toy_cache, tmp_path / "killed")
-    monkeypatch.undo()
+    monkeypatch.setattr(Run, "write_tensors", write)
     found = [set(Run(tmp_path / "killed" / one.name).checkpoints()) for one in configs]
     assert found == [{1, 2}, {1}]
     again = train_stack(configs, toy_cache, tmp_path / "killed")
     assert [history(path) for path in again] == [history(path) for path in whole]
 
 
+@pytest.mark.usefixtures("often")
 def test_runs_that_are_not_equally_far_lose_nothing(toy_cache: Path, tmp_path: Path) -> None:
     ahead, fresh = (config(toy_cache, "infonce", seed=seed) for seed in (0, 1))
 
