@@ -1,7 +1,7 @@
 """Many machines: each stack is a task of a Ray cluster.
 
 All machines must see the caches and the run folders under the same paths. When a machine dies Ray gives its
-stacks to others, which go on from the last epoch in the run folders.
+stacks to others, which go on from the last checkpoint in the run folders.
 """
 
 import os
