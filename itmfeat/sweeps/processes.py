@@ -1,7 +1,7 @@
 """Several stacks at a time on one machine: a fresh process for each, `python -m itmfeat.sweeps.worker`.
 
-A process that dies is started again once; the stack goes on from its last checkpoint. When the command goes, its
-processes go with it.
+A process that dies is started again once; the stack goes on from its last checkpoint. When the command goes,
+its processes go with it.
 """
 
 import os
