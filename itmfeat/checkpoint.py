@@ -39,7 +39,7 @@ def save(members: list[Member], stack: Stack, optimizer: torch.optim.Optimizer, 
         member.run.write_tensors(member.run.checkpoint(epochs), tensors)
     for member in members:
         for number, file in member.run.checkpoints().items():
-            if number < epochs:
+            if number != epochs:  # also of a later one, which a kill left to some of the runs
                 file.unlink()
 
 

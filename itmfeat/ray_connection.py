@@ -34,16 +34,17 @@ def connection(address: str | None = None) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str | None) -> None:
+    place = "--address" if address else "RAY_ADDRESS"
     try:
         _knock(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ItmfeatError(
-            "no Ray cluster answers: start one with `ray start --head`, or correct --address, RAY_ADDRESS"
+            f"no Ray cluster answers: start one with `ray start --head`, or correct {place}"
         ) from error
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ItmfeatError(f"Ray does not start ({reason}); correct --address or RAY_ADDRESS") from error
+        raise ItmfeatError(f"Ray does not start ({reason}); correct {place}") from error
 
 
 def _knock(address: str) -> None:

@@ -110,7 +110,7 @@ class Run:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise disk_full(error, self.path, ", it goes on from the last finished epoch") or error from None
+            raise disk_full(error, self.path, ", it goes on from the last checkpoint") or error from None
 
     def log(self, epoch: int, entry: dict[str, Any]) -> None:
         """Append the line of an epoch; lines of this and later epochs (of a killed attempt) go first."""

@@ -339,7 +339,8 @@ def _train(trainer: Trainer, progress: Progress, logged: Logged) -> None:
         entries = trainer.validate(epoch, losses, time.perf_counter() - start)
         for member, entry in zip(members, entries, strict=True):
             member.run.log(epoch, entry)
-        if (began := time.perf_counter()) >= due:
+        over = epoch + 1 == trainer.schedule.epochs or all(member.diverged is not None for member in members)
+        if (began := time.perf_counter()) >= due or over:
             save(members, stack, optimizer, epoch + 1)
             due = (1 + PAUSE) * time.perf_counter() - PAUSE * began
         for member in members:

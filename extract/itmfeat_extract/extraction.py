@@ -86,7 +86,7 @@ def extract(
     choice of `tokens` (`TokenPolicy`), `image_size`, `resize` and layers (`View`) makes a file of its own.
     `name` is what a dataset of a general layout is called. An image that cannot be read ends the extraction,
     or with `on_error` "skip" gets no vectors: then all are decoded once beforehand. `engine`, `device` and
-    `workers` say who works (`Site.of`), `precision` and `compiled` (by torch.compile) how forward passes run.
+    `workers` say who works (`Site.of`), `precision` and `compiled` how; Ray's stdout is stderr.
     """
     _check(dtype, limit, on_error)
     policy, chosen = TokenPolicy.parse(tokens), backbones.Layers.parse(text_layers)

@@ -39,11 +39,14 @@ Values = NDArray[Any] | Tensor
 
 
 def quantize(vectors: Values) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale."""
-    wide = _tensor(vectors).float()
+    """Vectors (V, D) as int8 (V, D) and a scale a vector (V,), so that vector = int8 * scale.
+
+    On the CPU: a GPU divides by a number as it multiplies, which rounds otherwise.
+    """
+    wide = _tensor(vectors).cpu().float()
     scales = wide.abs().amax(dim=1) / 127
     steps = wide / torch.where(scales > 0, scales, 1).unsqueeze(1)
-    return steps.round_().to(torch.int8).cpu().numpy(), scales.cpu().numpy()
+    return steps.round_().to(torch.int8).numpy(), scales.numpy()
 
 
 def fill(slot: Slot, **payloads: Values) -> Sums:
@@ -97,7 +100,7 @@ def _narrow(values: Values, dtype: np.dtype[Any], slot: Slot) -> NDArray[Any]:
     wide = _tensor(values)
     if wide.numel() and dtype.kind == "f":
         limit = torch.finfo(TORCH_DTYPES[str(dtype)]).max
-        low, high = wide.aminmax()
+        low, high = (float(each) for each in wide.aminmax())  # a half tensor would round the limit
         if not (-limit <= low and high <= limit):  # false for NaN
             raise ItmfeatError(
                 f"{slot.backbone} gave values that {dtype} cannot hold in items {slot.items.start} to "

@@ -216,7 +216,7 @@ class FeatureWriter:
         self._journal.finish_range(index, sums)
         self._done[index] = sums
 
-    def write(self, index: int, **payloads: NDArray[Any]) -> None:
+    def write(self, index: int, **payloads: ranges.Values) -> None:
         """Write all items of a range, as `itmfeat.cache.ranges.fill`, and log them.
 
         Any number of ranges may be written at once.
@@ -234,7 +234,7 @@ class FeatureWriter:
         if self.pending:
             raise ValueError(f"{len(self.pending)} ranges are not written")
         with self.part.open("rb") as file:  # opened now, to see what other machines wrote
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 read = list(pool.map(partial(self._read_sums, file.fileno()), self._done))
             for found, sums in zip(read, self._done.values(), strict=True):
                 if found != sums:

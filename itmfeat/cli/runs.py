@@ -53,7 +53,7 @@ def train(
     """Train light heads on a cache and evaluate them.
 
     The epoch with the best validation rSum is evaluated on the test split, once. An interrupted run goes on
-    where it was when the same command is given again.
+    from its last checkpoint when the same command is given again.
     """
     settings = {key: value for key, value in locals().items() if key not in ("as_json", "overrides", "log")}
 

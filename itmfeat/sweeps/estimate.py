@@ -17,18 +17,21 @@ WARM, STEPS = 2, 5
 def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float | None:
     """Seconds that the training steps of all stacks will take; validation and tests come on top.
 
-    Stacks of the same kind differ by their width alone, so one of each kind is tried. Epochs that are done
-    count as if they were not. None where a stack does not fit into the memory of the GPU: it would train in
-    parts.
+    Stacks of the same kind differ by their width alone, so one of each kind is tried, on a GPU of each width.
+    Epochs that are done count as if they were not. None where a stack does not fit into the memory of the
+    GPU: it would train in parts.
     """
     where = choose_device(device)
     keep_freed_memory()
     seconds: dict[object, float] = {}  # of a net for all its steps
     total = 0.0
+    kind: tuple[object, ...]
     for stack in plan.stacks:
         config = stack.settings[0].config
         data, schedule = config.data, config.schedule
         kind = (data.image_digest, data.text_digest, config.head, schedule.batch_size, schedule.epochs)
+        if where.type == "cuda":  # launches of kernels take the time, whatever the width
+            kind = (*kind, stack.nets)
         if kind not in seconds:
             try:
                 seconds[kind] = _probe(stack, where) / stack.nets

@@ -11,8 +11,8 @@ from itmfeat.runs import Run
 from itmfeat.sweeps.expand import Setting
 from itmfeat.sweeps.memory import nets, run_bytes, shared_bytes
 
-# Nets of a stack: on a CPU wider ones gain little more; on a GPU a step of a hundred takes little longer than
-# one of twenty.
+# Nets of a stack: on a CPU wider ones gain little more; on a GPU (H100) a step of one took 5.7 ms, of 25
+# 13.6 ms, of 75 17.6 ms.
 WIDEST, WIDEST_ON_GPU = 32, 96
 
 

@@ -54,6 +54,9 @@ def tokens(backbone: backbones.TextBackbone, corpus: Corpus) -> list[Batch]:
         for start in range(0, len(ids), TEXT_BATCH):
             part = [torch.tensor(np.asarray(each)) for each in ids[start : start + TEXT_BATCH]]
             padded = torch.nn.utils.rnn.pad_sequence(part, True, backbone.pad_id)
+            if backbone.pad_to:
+                more = backbone.pad_to - padded.shape[1]
+                padded = torch.nn.functional.pad(padded, (0, more), value=backbone.pad_id)
             found.append((padded, torch.tensor([len(each) for each in part])))
     return found
 

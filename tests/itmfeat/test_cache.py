@@ -189,6 +189,23 @@ def test_infinite_values_are_refused(tmp_path: Path) -> None:
         writer.write(0, **payloads)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("value", "file"), [(torch.inf, "float32"), (-torch.inf, "float16"), (65536.0, "float16")]
+)
+def test_what_a_file_cannot_hold_is_refused_in_any_precision(
+    tmp_path: Path, dtype: str, value: float, file: str
+) -> None:
+    if (value, dtype) == (65536.0, "float16"):
+        pytest.skip("is infinite already")
+    with FeatureWriter(tmp_path / "x.h5", spec(make_index(tmp_path), dtype=file)) as writer:
+        first, last = (int(writer.offsets[place]) for place in (0, 16))
+        values = torch.zeros(last - first, DIM, dtype=getattr(torch, dtype))
+        values[3, 5] = value
+        with pytest.raises(ItmfeatError, match="cannot hold in items 0 to 15"):
+            writer.write(0, features=values, pooled=torch.zeros(16, 4))
+
+
 def test_int8_is_close_and_zero_stays_zero(tmp_path: Path) -> None:
     path = tmp_path / "text" / "toy.h5"
     fill(path, spec("d", dtype="int8", pooled_dim=0))

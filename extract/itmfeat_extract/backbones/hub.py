@@ -137,7 +137,7 @@ def load_model(
     find no weight of it for the other.
     """
     bare = architecture.removesuffix("WithProjection")
-    if bare != architecture and bare in (read_json(folder / "config.json").get("architectures") or []):
+    if bare != architecture and read_json(folder / "config.json").get("architectures") == [bare]:
         return load_model(bare, folder, **options)[0], set(optional)
     with quiet():
         import torch

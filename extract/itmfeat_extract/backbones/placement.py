@@ -105,14 +105,20 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _true_float32() -> Iterator[None]:
-    """Convolutions that are to be float32 are so on CUDA too: its default there, TF32, keeps ten bits."""
+    """Convolutions that are to be float32 are so on CUDA too: its default there, TF32, keeps ten bits.
+
+    A setting of the whole process: forward passes of several threads would restore it for each other.
+    """
     backends: Any = torch.backends
-    convolutions = backends.cudnn.conv
-    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    settings = (backends.cudnn.conv, backends.cudnn.rnn)  # torch wants both alike when it asks for one
+    before = [setting.fp32_precision for setting in settings]
     try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
         yield
     finally:
-        convolutions.fp32_precision = before
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
 
 
 class Normaliser:
