@@ -41,6 +41,11 @@ class MissingPackageError(ItmfeatError):
     exit_code = MISSING
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library says, or at least what kind of error it is."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def disk_full(error: OSError, place: object, then: str) -> ItmfeatError | None:
     """What to say if `error` means that the disk of `place` (or a quota) is full; None for others."""
     import errno

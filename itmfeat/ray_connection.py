@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from itmfeat.errors import ItmfeatError, MissingPackageError
+from itmfeat.errors import ItmfeatError, MissingPackageError, reason_of
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def _connect(ray: Any, address: str | None) -> None:
             f"no Ray cluster answers: start one with `ray start --head`, or correct {place}"
         ) from error
     except (RuntimeError, ValueError, OverflowError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ItmfeatError(f"Ray does not start ({reason}); correct {place}") from error
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     {"errors"},
     {"parameters"},
-    {"locks", "machine", "ray_connection"},
+    {"locks", "machine", "precision", "ray_connection"},
     {"cache"},
     {"pairs"},
     {"noise"},
@@ -39,7 +39,7 @@ ORDER = [
     {"cli", "__init__"},
 ]
 MAY_EXTRACT = {"cli", "queries"}
-EXTRACTOR_MAY_USE = {"cache", "pairs", "errors", "ray_connection"}
+EXTRACTOR_MAY_USE = {"cache", "pairs", "errors", "precision", "ray_connection"}
 HEAVY = {"torch", "transformers", "faiss", "h5py", "numpy"}
 
 

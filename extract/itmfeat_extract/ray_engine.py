@@ -15,7 +15,7 @@ from typing import Any
 
 from itmfeat.cache.journal import Sums
 from itmfeat.cache.ranges import Slot
-from itmfeat.errors import DataError, ItmfeatError
+from itmfeat.errors import DataError, ItmfeatError, reason_of
 from itmfeat.ray_connection import connection
 from itmfeat_extract.makers import Recipe
 from itmfeat_extract.stages import Done, Maker, Task, Times, run
@@ -73,7 +73,7 @@ def _logged(ray: Any, reference: Any, group: list[Task], done: Done) -> Times:
     try:
         answer: Answer = ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise ItmfeatError(
             f"Ray gave up items {first.items.start} to {last.items.stop - 1} of {first.path} ({reason}); "
             "what is done is kept: repeat the command"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from itmfeat.errors import ItmfeatError, MissingPackageError, Note, unknown
+from itmfeat.errors import ItmfeatError, MissingPackageError, Note, reason_of, unknown
 from itmfeat.loggers.points import send
 from itmfeat.loggers.to_mlflow import MLflow
 from itmfeat.loggers.to_tensorboard import TensorBoard
@@ -65,7 +65,7 @@ def _open(run: Path, name: str) -> Writer:
 
 def _reason(error: Exception) -> str:
     """The first line of what a library says, of a length that can be read."""
-    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:300]
+    return reason_of(error)[:300]
 
 
 class Stream:

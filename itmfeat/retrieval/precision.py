@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itmfeat.precision import true_float32
+
 # Scores held at once, 512 MiB of float32: COCO 5K fits, and is multiplied once for both directions.
 HELD_SCORES = 2**27
 
@@ -31,13 +33,8 @@ def float32(vectors: Tensor, device: torch.device) -> Tensor:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products in true float32: TF32 and bfloat16 merge scores that differ, which moves recalls."""
     backends: Any = torch.backends
-    settings = (backends.cuda.matmul, backends.mkldnn.matmul)
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision
+    with (
+        true_float32(backends.cuda.matmul, backends.mkldnn.matmul),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from itmfeat.errors import DataError, ItmfeatError, Note
+from itmfeat.errors import DataError, ItmfeatError, Note, reason_of
 from itmfeat.ray_connection import connection
 from itmfeat.runs import Run
 from itmfeat.sweeps.work import Epochs, Event, Job, Tell, do, ended
@@ -107,7 +107,7 @@ def _result(ray: Any, reference: Any, job: Job) -> list[Event]:
     try:
         found: list[Event] = ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         return ended(job, f"Ray gave it up ({reason}); repeat the command")
     return found
 

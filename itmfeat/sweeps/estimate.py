@@ -25,13 +25,11 @@ def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float | None
     keep_freed_memory()
     seconds: dict[object, float] = {}  # of a net for all its steps
     total = 0.0
-    kind: tuple[object, ...]
     for stack in plan.stacks:
         config = stack.settings[0].config
         data, schedule = config.data, config.schedule
-        kind = (data.image_digest, data.text_digest, config.head, schedule.batch_size, schedule.epochs)
-        if where.type == "cuda":  # launches of kernels take the time, whatever the width
-            kind = (*kind, stack.nets)
+        width = stack.nets if where.type == "cuda" else None  # there launches of kernels take the time
+        kind = (data.image_digest, data.text_digest, config.head, schedule.batch_size, schedule.epochs, width)
         if kind not in seconds:
             try:
                 seconds[kind] = _probe(stack, where) / stack.nets

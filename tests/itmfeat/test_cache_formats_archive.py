@@ -292,13 +292,8 @@ ZSTD = {"shuffle": True, **hdf5plugin.Zstd(3)}
         (attribute("archive", [1, 2]), "is damaged"),
     ],
 )
-def test_nothing_else_is_unpacked(
-    own: Path,
-    change: Callable[[h5py.File], None],
-    pattern: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(own)  # HDF5 writes external data where it is called from
+@pytest.mark.usefixtures("at")  # HDF5 writes external data where it is called from
+def test_nothing_else_is_unpacked(own: Path, change: Callable[[h5py.File], None], pattern: str) -> None:
     with h5py.File(own / OWN, "r+") as file:
         change(file)
     broken(own, pattern)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itmfeat.errors import DataError, MissingPackageError
+from itmfeat.errors import DataError, MissingPackageError, reason_of
 from itmfeat_extract.backbones.base import Fingerprint
 
 # In the order in which transformers looks for them; an index lists the shards of a large model.
@@ -152,7 +152,7 @@ def load_model(
             how = f"{package}: pip install {package}" if package else f"a package: {error}"
             raise MissingPackageError(f"{folder.name} needs {how}") from error
         except Exception as error:  # the libraries below raise some ten types for a damaged file
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             raise DataError(f"{folder.name} cannot be loaded as {architecture}: {reason}") from error
     # Steps of training, counted by batch norms: older files lack them, and nothing here reads them.
     missing = {key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")}
@@ -175,7 +175,7 @@ def load_tokenizer(folder: Path) -> Any:
         try:
             return AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # missing or damaged files, a package for an old format
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             raise DataError(f"the tokenizer of {folder.name} cannot be loaded: {reason}") from error
 
 

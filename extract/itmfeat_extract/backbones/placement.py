@@ -4,8 +4,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from itmfeat.errors import UsageError, unknown
+from itmfeat.precision import true_float32
 from itmfeat_extract.backbones.base import Encoded
 from itmfeat_extract.backbones.lanes import encode_in_parts
 from itmfeat_extract.backbones.preprocess import Preprocessing
@@ -48,7 +49,9 @@ class Placement:
         """`forward` of tensors (B, ...): on a CPU in parts of `cpu_step` items, elsewhere at once."""
         if self.device.type == "cpu":
             return encode_in_parts(forward, cpu_step, *(tensor.cpu() for tensor in batch))
-        with _true_float32():
+        backends: Any = torch.backends
+        # TF32 is their default on CUDA; torch wants the two alike when it asks for one.
+        with true_float32(backends.cudnn.conv, backends.cudnn.rnn):
             return forward(*batch)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -101,24 +104,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"no device {name!r} here: take cpu, or auto for the best there is") from error
     return device
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Convolutions that are to be float32 are so on CUDA too: its default there, TF32, keeps ten bits.
-
-    A setting of the whole process: forward passes of several threads would restore it for each other.
-    """
-    backends: Any = torch.backends
-    settings = (backends.cudnn.conv, backends.cudnn.rnn)  # torch wants both alike when it asks for one
-    before = [setting.fp32_precision for setting in settings]
-    try:
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        yield
-    finally:
-        for setting, precision in zip(settings, before, strict=True):
-            setting.fp32_precision = precision
 
 
 class Normaliser:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from itmfeat.errors import DataError, MissingPackageError
+from itmfeat.errors import DataError, MissingPackageError, reason_of
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.hf_image import TransformersImage
 from itmfeat_extract.backbones.placement import Normaliser, Placement
@@ -82,7 +82,7 @@ def _model(checkpoint: hub.Checkpoint) -> Any:
         try:
             model = timm.create_model(f"local-dir:{checkpoint.folder}", pretrained=True)
         except Exception as error:  # an unknown architecture, missing or damaged weights
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = reason_of(error)
             raise DataError(f"{checkpoint.folder.name} cannot be loaded by timm: {reason}") from error
     return model.eval().requires_grad_(False)
 
