@@ -57,9 +57,9 @@ def packed(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own(packed: Path, tmp_path: Path) -> Path:
-    """An archive to spoil."""
-    return shutil.copytree(packed, tmp_path / "packed")
+def own(packed: Path, at: Path) -> Path:
+    """An archive to spoil, in the working folder: HDF5 writes external data there."""
+    return shutil.copytree(packed, at / "packed")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -292,7 +292,6 @@ ZSTD = {"shuffle": True, **hdf5plugin.Zstd(3)}
         (attribute("archive", [1, 2]), "is damaged"),
     ],
 )
-@pytest.mark.usefixtures("at")  # HDF5 writes external data where it is called from
 def test_nothing_else_is_unpacked(own: Path, change: Callable[[h5py.File], None], pattern: str) -> None:
     with h5py.File(own / OWN, "r+") as file:
         change(file)
