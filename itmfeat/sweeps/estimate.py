@@ -15,11 +15,11 @@ WARM, STEPS = 2, 5
 
 
 def estimate(plan: Plan, device: str = "auto", workers: int = 1) -> float | None:
-    """Seconds that the training steps of all stacks will take; validation and tests come on top.
+    """Seconds that the training steps of all stacks will take.
 
-    Stacks of the same kind differ by their width alone, so one of each kind is tried, on a GPU of each width.
-    Epochs that are done count as if they were not. None where a stack does not fit into the memory of the
-    GPU: it would train in parts.
+    Validation, tests and what robust methods do between epochs come on top. Stacks of the same kind differ by
+    their width alone, so one of each kind is tried, on a GPU of each width. Epochs that are done count as if
+    they were not. None where a stack does not fit into the memory of the GPU: it would train in parts.
     """
     where = choose_device(device)
     keep_freed_memory()
@@ -46,9 +46,13 @@ def _probe(stack: Stack, device: torch.device) -> float:
     with tempfile.TemporaryDirectory() as runs:
         trainer = Trainer([member_of(config, features, Path(runs)) for config in configs], features, device)
     trainer.stack.train()
-    batches, began, steps = trainer.stream.epoch(0), 0.0, 0
+    for group in trainer.stack.groups:
+        if group.memory is not None:
+            group.memory.filled = group.memory.size  # as it is after a few batches
+    last = trainer.schedule.epochs - 1  # behind the warm-up of losses
+    batches, began, steps = trainer.stream.epoch(last), 0.0, 0
     for steps, batch in enumerate(batches, 1):
-        trainer.update(batch, 0)
+        trainer.update(batch, last)
         if steps == WARM:
             _wait(device)
             began = time.perf_counter()
