@@ -158,9 +158,11 @@ def write_index(
         _place(path, image, place)
     except OSError as error:
         raise disk_full(error, path, "") or error from None
-    if read_index(path).digest != digest:
+    there = read_index(path)
+    if there.digest != digest:
+        other = "with other images, captions or splits" if there.name == name else f"and no {name}"
         raise DataError(
-            f"{path.parent} already holds {name} with other images, captions or splits; "
+            f"{path.parent} already holds {there.name} {other}; "
             "choose another folder with --cache, or delete that one"
         )
     return digest

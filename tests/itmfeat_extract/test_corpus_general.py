@@ -158,7 +158,7 @@ def test_albef(tree: Tree) -> None:
         ("image,caption\n,a dog\n", "names no image"),
         ("image,caption,split\n0.jpg,a,train\n1.jpg,b,\n", "1 images have no split"),
         ("image,caption,split\n0.jpg,a,train\n1.jpg,b,holdout\n", "the split 'holdout' is none of"),
-        (b"image,caption\n0.jpg,\xff\xfe\n", "is not UTF-8"),
+        (b"image,caption\n0.jpg,\xff\xfe\n", r"is not UTF-8 text \(line 2\): save it as UTF-8"),
         ("image,caption\n0.jpg,a".encode("utf-16"), "is not UTF-8"),
         ("image,caption\n9.jpg,a\n1.jpg,a\n2.jpg,b\n", "1 of the 3 images .* are missing"),
         ("image,caption\n0.jpg," + "a" * 200_000, "field larger than"),
