@@ -160,9 +160,9 @@ def write_index(
         raise disk_full(error, path, "") or error from None
     there = read_index(path)
     if there.digest != digest:
-        other = "with other images, captions or splits" if there.name == name else f"and no {name}"
+        other = " with other images, captions or splits" if there.name == name else f", not {name}"
         raise DataError(
-            f"{path.parent} already holds {there.name} {other}; "
+            f"{path.parent} already holds {there.name}{other}; "
             "choose another folder with --cache, or delete that one"
         )
     return digest
