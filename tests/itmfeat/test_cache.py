@@ -265,6 +265,14 @@ def test_another_dataset_is_refused(tmp_path: Path, cache: Path) -> None:
         make_index(cache, "another")
 
 
+def test_a_file_where_the_cache_should_be(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(
+        ItmfeatError, match=r"a cannot become a cache \(.+\): choose another folder with --cache"
+    ):
+        make_index(tmp_path / "a", "toy")
+
+
 def test_unfinished_and_missing(tmp_path: Path) -> None:
     digest = make_index(tmp_path)
     fill(tmp_path / "text" / "toy.h5", spec(digest), 2)

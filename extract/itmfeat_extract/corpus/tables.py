@@ -84,9 +84,7 @@ class Pictures:
                 return open_inside(self.root, place)
             found = content
         if not isinstance(found, bytes):
-            raise DataError(
-                f"{name} has no picture: fill that cell, or leave such images out with --on-error skip"
-            )
+            raise DataError(f"{name} has no picture")
         return io.BytesIO(found)
 
 
