@@ -287,6 +287,21 @@ def test_samples_that_do_not_fit(tmp_path: Path, members: dict[str, bytes], said
         read("webdataset", tmp_path)
 
 
+def test_images_beside_their_texts_are_split_by_folders_called_so(tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "val/a", "test/a"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{place}.jpg").touch()
+        (tmp_path / f"{place}.txt").write_text(place)
+    found = read("folder", tmp_path)
+    assert found.image_splits == [caption.partition("/")[0] for caption in found.captions]
+    (tmp_path / "c.jpg").touch()
+    (tmp_path / "c.txt").write_text("elsewhere")
+    assert "drawn at random" in read("folder", tmp_path).origin
+    (tmp_path / "c.png").touch()
+    with pytest.raises(DataError, match=r"c\.jpg and .*c\.png are two images of one name"):
+        read("folder", tmp_path)
+
+
 def test_links_in_a_shard_are_no_members(tmp_path: Path) -> None:
     path = shard(tmp_path / "0.tar", wds(0, 3, "img2dataset"))
     with tarfile.open(path, "a") as tar:
