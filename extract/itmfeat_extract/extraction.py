@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itmfeat.cache import SPLITS, FeatureFile, open_cache
+from itmfeat.cache import SPLITS, FeatureFile, FeatureSpec, open_cache
 from itmfeat.cache.schema import DTYPES
 from itmfeat.errors import DataError, Note, UsageError, silent, unknown
 from itmfeat_extract import backbones
@@ -306,22 +306,42 @@ def _plan(
     site: Site,
 ) -> Plan:
     """Sizes of what an extraction would write, and how long it would take."""
-    width = np.dtype(DTYPES[dtype]).itemsize
-    regions = len(corpus.image_ids) * policy.regions(image) if image else 0
     ids, lengths, _ = tokenized(text, corpus.captions) if text else _NOTHING
+    regions = np.full(len(corpus.image_ids), policy.regions(image) if image else 0)
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return Plan(
         corpus.name,
         folder,
         len(corpus.image_ids),
         len(corpus.captions),
-        regions * (image.dim * width + (24 if policy.boxed(image) else 0)) if image else 0,
-        len(ids) * text.dim * width if text else 0,
+        _bytes(image, regions, dtype, policy.boxed(image)) if image else 0,
+        _bytes(text, lengths, dtype) if text else 0,
         shutil.disk_usage(place).free,
         shared_images,
         shared_captions,
         _seconds(corpus, image, text, policy, ids, lengths, site),
     )
+
+
+def _bytes(
+    backbone: backbones.ImageBackbone | backbones.TextBackbone,
+    lengths: NDArray[np.int64],
+    dtype: str,
+    boxed: bool = False,
+) -> int:
+    """What a file will take: vectors and all that stands beside them."""
+    spec = FeatureSpec(
+        "",
+        backbone.name,
+        "",
+        lengths,
+        backbone.dim,
+        dtype,
+        backbone.pooled_dim,
+        boxed,
+        labelled=boxed,
+    )
+    return spec.nbytes
 
 
 def _seconds(

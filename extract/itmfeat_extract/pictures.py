@@ -114,8 +114,8 @@ def decode_named(root: Path, name: str, opener: Opener | None, use: Callable[[Im
             if longer > LONGEST * shorter:
                 raise ValueError(f"{image.width} x {image.height} pixels are too long and narrow")
             return use(image)
-    except DataError:
-        raise
+    except DataError as error:  # not there, not to be read, or outside
+        raise DataError(f"{error}{HINT}") from error
     except Exception as error:  # of a hostile file Pillow's readers raise nearly anything
         shown = name if opener else root / name
         raise DataError(f"{shown} cannot be read as an image ({_said(error)}){HINT}") from error

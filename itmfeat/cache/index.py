@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.errors import DataError, disk_full
+from itmfeat.errors import DataError, ItmfeatError, disk_full
 from itmfeat.locks import lock_file
 
 SPLITS = ("train", "val", "test")
@@ -153,14 +153,18 @@ def write_index(
             file, {"schema": schema.SCHEMA, "kind": "dataset", "name": name, "digest": digest}
         )
         place = schema.Extent(file["seal"].id.get_offset(), (schema.SEAL_BYTES,), np.dtype("u1"))
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _place(path, image, place)
     except OSError as error:
-        raise disk_full(error, path, "") or error from None
-    if read_index(path).digest != digest:
+        raise disk_full(error, path, "") or ItmfeatError(
+            f"{path.parent} cannot become a cache ({error.strerror}): choose another folder with --cache"
+        ) from error
+    there = read_index(path)
+    if there.digest != digest:
+        other = " with other images, captions or splits" if there.name == name else f", not {name}"
         raise DataError(
-            f"{path.parent} already holds {name} with other images, captions or splits; "
+            f"{path.parent} already holds {there.name}{other}; "
             "choose another folder with --cache, or delete that one"
         )
     return digest

@@ -154,7 +154,7 @@ def test_a_kill_while_sealing_loses_nothing(tmp_path: Path, cache: Path, place: 
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "text" / "toy.h5"
     fill(path, spec("d"), 2)
-    with pytest.raises(DataError, match=r"other settings \(another dtype\)"):
+    with pytest.raises(DataError, match=r"other settings: another dtype \(float16, not \w+\); repeat"):
         FeatureWriter(path, spec("d", dtype="float32"))
 
 
@@ -261,8 +261,16 @@ def test_another_dataset_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "b" / "text" / "toy.h5").write_bytes((cache / "text" / "toy.h5").read_bytes())
     with pytest.raises(DataError, match="another dataset"):
         open_cache(tmp_path / "b").open("text")
-    with pytest.raises(DataError, match="other images, captions or splits"):
+    with pytest.raises(DataError, match="already holds toy, not another; choose"):
         make_index(cache, "another")
+
+
+def test_a_file_where_the_cache_should_be(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(
+        ItmfeatError, match=r"a cannot become a cache \(.+\): choose another folder with --cache"
+    ):
+        make_index(tmp_path / "a", "toy")
 
 
 def test_unfinished_and_missing(tmp_path: Path) -> None:

@@ -457,7 +457,7 @@ def test_a_finished_import_stays_and_another_is_refused(tmp_path: Path, cache: P
     before = path.stat().st_mtime_ns
     bring("tsv", source, cache)
     assert path.stat().st_mtime_ns == before
-    with pytest.raises(DataError, match=r"another dtype; choose another folder"):
+    with pytest.raises(DataError, match=r"another dtype \(float16, not float32\); choose another folder"):
         bring("tsv", source, cache, dtype="float32")
     with pytest.raises(DataError, match="another fingerprint"):
         bring("tsv", tsv(tmp_path / "b.tsv"), cache)

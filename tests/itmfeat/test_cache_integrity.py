@@ -329,7 +329,7 @@ def test_other_library_versions_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=sentence):
         FeatureWriter(path, newer)
-    with pytest.raises(DataError, match=r"other settings \(another fingerprint\)"):
+    with pytest.raises(DataError, match=r"settings: another fingerprint \(weights: .*, not x\); repeat"):
         FeatureWriter(path, spec(fingerprint='{"weights": "x"}'))
     with pytest.raises(DataError, match="other settings;"):
         FeatureWriter(path, spec(lengths=np.full(6, 3)))
@@ -398,6 +398,8 @@ def test_of_several_indexes_at_once_one_stays(tmp_path: Path) -> None:
     digest = read_index(tmp_path / "dataset.h5").digest
     assert said.count(digest) == 1
     assert sum("already holds toy with other images" in text for text in said) == 23
+    with pytest.raises(DataError, match="already holds toy, not pets; choose another folder"):
+        write_index(tmp_path / "dataset.h5", "pets", STRINGS, COLUMNS)
     assert [file.name for file in tmp_path.iterdir()] == ["dataset.h5"]
 
 

@@ -37,8 +37,8 @@ def clip(text: dict[str, Any] = TEXT) -> Any:
 
 
 def openclip() -> Any:
-    """As the weights of OpenCLIP come: another activation than CLIP's own."""
-    gelu = {"hidden_act": "gelu", "projection_dim": 6}
+    """As the weights of OpenCLIP come: another activation than CLIP's own, and the projection said once."""
+    gelu = {"hidden_act": "gelu"}
     return transformers.CLIPConfig(vision_config=VISION | gelu, text_config=TEXT | gelu, projection_dim=6)
 
 
@@ -339,6 +339,24 @@ def test_damaged_folders(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     with pytest.raises(DataError, match="has no tokenizer: one of"):
         load_text(f"hf:{tmp_path}", "cpu")
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_of_another_size_than_config_json_says_are_named(tmp_path: Path) -> None:
+    save("ViTModel", transformers.ViTConfig(**VISION), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(DataError, match=r"bias is \(32,\) in the weights and \(40,\) by config\.json: take"):
+        load_image(f"hf:{tmp_path}", "cpu")
+
+
+def test_a_vocabulary_without_its_own_unknown_word_is_a_sentence(tmp_path: Path) -> None:
+    save("BertModel", transformers.BertConfig(**TEXT), tmp_path)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] = {word: row for word, row in tokenizer["model"]["vocab"].items() if row > 4}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": []}))
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match=f"the tokenizer of (hf:)?{tmp_path.name}"):
+        load_text(f"hf:{tmp_path}", "cpu").tokenize(["zebra"])
 
 
 def test_pictures_and_model_must_agree_on_a_size(tmp_path: Path) -> None:

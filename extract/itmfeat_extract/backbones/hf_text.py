@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from itmfeat.errors import unknown
+from itmfeat.errors import DataError, reason_of, unknown
 from itmfeat_extract.backbones import hub
 from itmfeat_extract.backbones.base import Encoded, Fingerprint, Reading, Tokenized
 from itmfeat_extract.backbones.placement import Placement, readable
@@ -160,10 +160,12 @@ class TransformersText:
     def _ids(self, captions: list[str], max_length: int | None = None) -> list[list[int]]:
         if not captions:
             return []
-        # verbose=False: a caption beyond the model's length is counted here, not warned of.
-        encoded = self.tokenizer(
-            captions, truncation=max_length is not None, max_length=max_length, verbose=False
-        )
+        try:  # verbose=False: a caption beyond the model's length is counted here, not warned of
+            encoded = self.tokenizer(
+                captions, truncation=max_length is not None, max_length=max_length, verbose=False
+            )
+        except Exception as error:  # of a damaged vocabulary the library raises no type of its own
+            raise DataError(f"the tokenizer of {self.name} fails: {reason_of(error)}") from error
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 

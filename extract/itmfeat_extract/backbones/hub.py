@@ -137,15 +137,23 @@ def load_model(
     find no weight of it for the other.
     """
     bare = architecture.removesuffix("WithProjection")
-    if bare != architecture and read_json(folder / "config.json").get("architectures") == [bare]:
-        return load_model(bare, folder, **options)[0], set(optional)
+    if bare != architecture:
+        config = read_json(folder / "config.json")
+        if config.get("architectures") == [bare]:
+            return load_model(bare, folder, **options)[0], set(optional)
+        if "projection_dim" in config:  # of both halves; LAION's say it here alone, and theirs is a default
+            options["projection_dim"] = config["projection_dim"]
     with quiet():
         import torch
         import transformers
 
         try:
             model, report = getattr(transformers, architecture).from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **options
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # else it raises, and what does not fit is in its log alone
+                **options,
             )
         except ImportError as error:  # some detectors were saved with a backbone of timm
             package = "timm" if "timm" in str(error) else error.name
@@ -154,6 +162,11 @@ def load_model(
         except Exception as error:  # the libraries below raise some ten types for a damaged file
             reason = reason_of(error)
             raise DataError(f"{folder.name} cannot be loaded as {architecture}: {reason}") from error
+    for key, stored, asked in sorted(report["mismatched_keys"], key=str):
+        raise DataError(
+            f"{folder.name}: {key} is {tuple(stored)} in the weights and {tuple(asked)} by config.json: take "
+            "both files from one checkpoint"
+        )
     # Steps of training, counted by batch norms: older files lack them, and nothing here reads them.
     missing = {key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")}
     if missing - set(optional):

@@ -245,7 +245,7 @@ def read(folder: Path, default: str) -> Preprocessing:
     """The preprocessing that a checkpoint's folder asks for; `default` is its family's processor."""
     config = _processor_config(folder)
     kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default
-    kind = kind.split("ImageProcessor")[0].split("FeatureExtractor")[0]
+    kind = str(kind).split("ImageProcessor")[0].split("FeatureExtractor")[0]
     if kind not in DEFAULTS:
         known = ", ".join(DEFAULTS)
         raise DataError(f"{folder.name}: no image processor {kind!r} here; known are {known}")
@@ -276,7 +276,7 @@ def _preprocessing(config: dict[str, Any], default: dict[str, int]) -> Preproces
     elif "crop_pct" in config:
         resize, crop = _cropped(int(size["shortest_edge"]), config["crop_pct"])
     else:
-        resize = size["shortest_edge"] if set(size) == {"shortest_edge"} else _height_width(size)
+        resize = int(size["shortest_edge"]) if set(size) == {"shortest_edge"} else _height_width(size)
         longest = None
     if crop is None and longest is None and isinstance(resize, int):
         raise ValueError("the shortest edge alone is given")

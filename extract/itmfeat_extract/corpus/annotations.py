@@ -23,8 +23,11 @@ def text(path: Path) -> str:
     """The content of a UTF-8 file, with or without the mark that Windows programs put in front."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text: download or unpack it again") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} is not UTF-8 text (line {line}): save it as UTF-8, or download or unpack it again"
+        ) from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from itmfeat.errors import DataError
 from itmfeat_extract.corpus.annotations import parsed
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
 from itmfeat_extract.corpus.inside import contained
-from itmfeat_extract.corpus.records import CAPTION, Record, captions_of, grouped, is_caption, split_of
+from itmfeat_extract.corpus.records import (
+    CAPTION,
+    Record,
+    captions_of,
+    grouped,
+    is_caption,
+    split_in,
+    split_of,
+)
 from itmfeat_extract.corpus.rows import LAYOUT, assemble
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "jp2", "avif")
@@ -68,13 +76,19 @@ def distinct(records: list[Record]) -> Iterator[Record]:
 
 
 def read_loose(name: str, root: Path, fractions: SplitFractions | None) -> Corpus:
-    """Images anywhere below a folder, each with its captions in a file of the same name beside it."""
+    """Images anywhere below a folder, each with its captions in a file of the same name beside it.
+
+    Folders that are all called after splits (`train/`, `test/`) tell them.
+    """
     rows = grouped(_loose(name, root), str(root))
     if not rows:
         raise DataError(
             f"{name}: {root} holds no table (CSV, TSV, JSON lines, Parquet) and no image with a .txt of its "
             f"name beside it: give the folder that does with --root DIR; {LAYOUT}"
         )
+    folders = [split_in(os.path.dirname(row.files[0])) for row in rows]
+    if all(folders) and len(set(folders)) > 1 and not any(row.split for row in rows):
+        rows = [replace(row, split=split) for row, split in zip(rows, folders, strict=True)]
     source = f"{len(rows)} images with their texts beside them"
     return assemble(name, root, rows, source=source, folders=("",), fractions=fractions)
 
@@ -100,5 +114,11 @@ def _in_folder(root: Path, folder: Path, files: Iterable[str]) -> dict[str, Samp
             with path.open("rb") as text:
                 samples.setdefault(place, Sample()).add(ending.lower(), text.read(MOST_TEXT + 1), str(path))
         elif stem and ending.lower() in PICTURES:
-            samples.setdefault(place, Sample()).picture = f"{place}.{ending}"
+            sample = samples.setdefault(place, Sample())
+            if sample.picture:
+                raise DataError(
+                    f"{root / sample.picture} and {folder / file} are two images of one name, so their texts "
+                    "are the same file: rename one, or take it out"
+                )
+            sample.picture = f"{place}.{ending}"
     return samples
