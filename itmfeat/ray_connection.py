@@ -50,5 +50,7 @@ def _connect(ray: Any, address: str | None) -> None:
 def _knock(address: str) -> None:
     """An error at once where Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://") and not (host and port.isdigit()):
+        raise ValueError(f"{address} names no host and port, as ray://host:10001 does")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), 5).close()

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -169,10 +169,14 @@ def _print_plan(plan: Any, site: Any, as_json: bool) -> None:
 def _counts(plan: Any) -> str:
     """One line about a plan."""
     open_ = len(plan.settings) - len(plan.finished) - len(plan.diverged)
-    parts = [f"{len(plan.settings)} settings: {open_} to train in {len(plan.stacks)} stacks"]
+    parts = [f"{_many(plan.settings, 'setting')}: {open_} to train in {_many(plan.stacks, 'stack')}"]
     parts += [f"{len(plan.finished)} finished"] if plan.finished else []
     parts += [f"{len(plan.diverged)} diverged before"] if plan.diverged else []
     return f"{', '.join(parts)}; runs in {plan.runs}"
+
+
+def _many(items: Sized, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
 def _table(plan: Any, file: TextIO) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itmfeat.errors import ItmfeatError, MissingPackageError, UsageError
-from itmfeat.runs import Run
+from itmfeat.runs import Run, make_place
 from itmfeat.sweeps.document import Value
 from itmfeat.sweeps.expand import Setting, distinct
 from itmfeat.sweeps.plan import state
@@ -129,7 +129,7 @@ class Search:
         spaces = {key: as_json(space) for key, space in self._spaces.items()}
         what = json.dumps([sorted(s.config.digest for s in settings), spaces, self._seed], sort_keys=True)
         digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-        self.runs.mkdir(parents=True, exist_ok=True)
+        make_place(self.runs)
         backend = optuna.storages.journal.JournalFileBackend(str(self.runs / JOURNAL.format(digest=digest)))
         storage = optuna.storages.JournalStorage(backend)
         return optuna.create_study(
