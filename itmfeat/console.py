@@ -163,7 +163,7 @@ class Board:
         line = f"epoch {event['epoch']}/{event['epochs']}"
         self._bars.update(self._tasks[event["stack"]], line=line)
         if self._plain:
-            left = self._left.get(event["stack"])
+            left = self._left.get(event["stack"]) if event["epoch"] < event["epochs"] else None
             clock = f", {left:.0f} s left" if left else ""
             scores = ", ".join(f"{self._short(name)} {rsum:.1f}" for name, rsum in event["val_rsum"].items())
             note(f"stack {event['stack']}: {line}{clock}, val rSum {scores}")
