@@ -40,8 +40,8 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ItmfeatError(
-            f"no Ray cluster answers: start one with `ray start --head`, or correct {place}, whose port is the one "
-            "that command names, not that of the dashboard"
+            f"no Ray cluster answers: start one with `ray start --head`, or correct {place}, whose port is "
+            "the one that this command names, not that of the dashboard"
         ) from error
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = reason_of(error)

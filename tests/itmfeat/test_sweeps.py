@@ -142,6 +142,21 @@ def test_a_stack_that_fails_does_not_stop_the_others(toy_cache: Path, tmp_path: 
     assert call("sweep", *flags(grid), *where).exit_code == 0
 
 
+def test_a_setting_that_another_process_trains_is_left_to_it(toy_cache: Path, tmp_path: Path) -> None:
+    grid = GRID | {"loss": "triplet"}
+    plan = plan_sweep(cache=toy_cache, runs=tmp_path, **grid)
+    run = Run(plan.folders()[1])
+    run.start(plan.settings[1].config)
+    lock = run.lock()
+    assert len(plan.stacks) == 1
+    with pytest.raises(ItmfeatError, match=rf"^{run.path.name} failed: .* is being trained right now"):
+        sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert [Run(path).finished for path in plan.folders()] == [True, False, True, True]
+    os.close(lock)
+    sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert run.finished
+
+
 def test_what_goes_wrong_on_a_device_does_not_stop_the_others(
     toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
