@@ -202,8 +202,16 @@ def _range(key: str, value: Value) -> Value:
         for name in value.held:
             if name not in RANGE:
                 raise unknown(f"part of the range of {key}", name, list(RANGE))
-        if ("choices" in value.held) == ("low" in value.held or "high" in value.held):
+        if {"low", "high", "choices"} & set(value.held) not in ({"low", "high"}, {"choices"}):
             raise UsageError(f"a range of {key} has low and high, or choices")
+    for name, part in value.held.items():
+        if name == "choices":
+            for item in part.each():
+                _as_text(item)
+        elif name != "log":
+            _number(f"{name} of {key}", part, whole=False)
+        elif not isinstance(part.held, bool):
+            raise UsageError(f"{part.place}: log of {key} must be true or false, not {_shown(part)}")
     return value
 
 
