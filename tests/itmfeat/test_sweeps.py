@@ -17,6 +17,7 @@ import torch
 from processes import call, finish_under_kills
 
 import itmfeat
+from itmfeat.console import Board
 from itmfeat.errors import ItmfeatError
 from itmfeat.runs import Run
 from itmfeat.sweeps import plan_sweep, sweep
@@ -202,6 +203,17 @@ def test_no_room_for_an_estimate(toy_cache: Path, at: Path, monkeypatch: pytest.
     given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--dry-run"]
     assert "no estimate of the time: a stack does not fit" in call(*given).stdout
     assert json.loads(call(*given, "--json").stdout)["step_seconds"] is None
+
+
+def test_the_live_view_tells_no_time_before_its_second_step() -> None:
+    board = Board()  # of three nets: 3 * (9 / 360) is a little more than 3 * 9 / 360
+    stack = {"stack": 1, "nets": 3, "settings": ["a", "b", "c"]}
+    board.tell({"event": "planned", "settings": 3, "finished": [], "stacks": [stack]})
+    board.tell({"event": "started", "stack": 1, "runs": stack["settings"]})
+    board.tell({"event": "step", "stack": 1, "done": 9, "total": 360})
+    assert board._time_left() == 0
+    board.tell({"event": "step", "stack": 1, "done": 10, "total": 360})
+    assert 0 < board._time_left() < 60
 
 
 def test_training_goes_on_when_nobody_reads_the_events(toy_cache: Path, tmp_path: Path) -> None:
