@@ -186,8 +186,10 @@ def _table(plan: Any, file: TextIO) -> str:
 
     from itmfeat.sweeps.plan import gigabytes
 
-    table = Table("stack", "settings", "nets", "memory", "dataset", "head", "losses", "noise", "seeds")
-    for stack in plan.stacks:
+    table = Table(
+        "stack", "settings", "nets", "memory", "dataset", "head, schedule", "losses", "noise", "seeds"
+    )
+    for stack, told in zip(plan.stacks, _telling(plan), strict=True):
         configs = [setting.config for setting in stack.settings]
         head, data = configs[0].head, configs[0].data
         kinds = (
@@ -201,13 +203,22 @@ def _table(plan: Any, file: TextIO) -> str:
             str(stack.nets),
             gigabytes(stack.bytes),
             f"{data.dataset} {data.image_backbone} {data.text_backbone}",
-            f"{head.pooling}-{head.projection}-{head.dim}",
+            " ".join([f"{head.pooling}-{head.projection}-{head.dim}", *told]),
             *(", ".join(dict.fromkeys(kind)) for kind in kinds),
         )
     console = Console(width=None if file.isatty() else 140)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()
+
+
+def _telling(plan: Any) -> list[list[str]]:
+    """What else tells the stacks apart, as "lr=0.01", of each."""
+    configs = [stack.settings[0].config for stack in plan.stacks]
+    kinds = [config.head.model_dump() | config.schedule.model_dump() for config in configs]
+    keys = [key for key in (kinds or [{}])[0] if key not in ("pooling", "projection", "dim")]
+    different = [key for key in keys if len({kind[key] for kind in kinds}) > 1]
+    return [[f"{key}={kind[key]}" for key in different] for kind in kinds]
 
 
 def _clock(seconds: float) -> str:

@@ -173,6 +173,14 @@ def test_many_settings_can_be_meant(toy_cache: Path, tmp_path: Path) -> None:
     assert len(settings(read_spec(None, flags), yes=True)) == 100
 
 
+def test_the_plan_shows_what_tells_its_stacks_apart(toy_cache: Path, at: Path) -> None:
+    where = ["--cache", toy_cache, "--dry-run", "--head", "mean-linear"]
+    found = call("sweep", "--loss", "triplet", "--lr", "1e-3,1e-2", *where).stdout
+    assert "lr=0.001" in found
+    assert "lr=0.01 " in found
+    assert "epochs=" not in found
+
+
 def test_a_place_that_cannot_hold_runs_is_named_before_anything_starts(toy_cache: Path, at: Path) -> None:
     (at / "file").touch()
     found = call("sweep", "--loss", "triplet", "--cache", toy_cache, "--runs", at / "file" / "runs", "--json")
