@@ -17,6 +17,7 @@ TEXTS = ("cache", "image_backbone", "text_backbone", "noise_protocol", "noise_fi
 NUMBERS = ("noise", "lr")
 WHOLE = ("epochs", "batch_size", "seed")
 AXES = ("loss", *TEXTS, *NUMBERS, *WHOLE, "noise_seed")
+OF_SCHEDULE = ("epochs", "batch_size", "lr", "order")
 SECTIONS = ("head", "schedule", "loss", "robust", "data")
 """Of the configuration: keys like `loss.margin` reach all that is in them, as --set does."""
 RANGE = ("low", "high", "log", "step", "choices")
@@ -121,7 +122,7 @@ def _short(keys: dict[str, Value]) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for key, value in keys.items():
         bare = key.removeprefix("schedule.")
-        name = bare if bare in AXES else key
+        name = bare if bare in OF_SCHEDULE else key
         if name in found:
             raise UsageError(f"{value.place}: {bare} and schedule.{bare} are one key; give one of them")
         found[name] = value
