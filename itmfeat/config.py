@@ -190,7 +190,7 @@ def _override(tree: dict[str, Any], text: str) -> None:
         if inner not in ("name", "file", "file_digest")  # a noise file has a flag of its own
     } | {"seed", "data.captions_per_image"}
     if path.startswith("robust") and len(tree["robust"]) == 1:
-        raise UsageError("the robust method none has no parameters: add --robust NAME, see `itmfeat robust`")
+        raise UsageError("the robust method none has no parameters: name one with the loss, as in snll+ncr")
     if path not in places:
         raise unknown("key", path, sorted(places))
     target = tree[section] if key else tree

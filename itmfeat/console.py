@@ -107,8 +107,8 @@ class Board:
         self._settings = 0
         self._nets: dict[int, int] = {}  # of the stacks
         self._began = time.monotonic()
-        self._before = 0.0  # nets that an earlier attempt trained, in parts
-        self._parts: dict[int, float] = {}  # how much of each stack is trained
+        self._before: dict[int, float] = {}  # how much of each stack an earlier attempt trained
+        self._parts: dict[int, float] = {}  # how much of it is trained now
         self._console = console
         self._live = Live(console=console, get_renderable=self._shown)
 
@@ -118,7 +118,7 @@ class Board:
             case "planned":
                 self._settings = event["settings"]
                 self._ended = dict.fromkeys(event["finished"], "finished")
-                self._began, self._before, self._parts = time.monotonic(), 0.0, {}
+                self._began, self._before, self._parts = time.monotonic(), {}, {}
                 self._nets = {stack["stack"]: stack["nets"] for stack in event["stacks"]}
                 names = [name for stack in event["stacks"] for name in stack["settings"]]
                 self._shared = os.path.commonprefix(names).rfind("-") + 1  # noqa: RUF071 - names, no paths
@@ -152,10 +152,8 @@ class Board:
         start, first = self._clock.setdefault(stack, (now, done))
         if done > first:
             self._left[stack] = (total - done) * (now - start) / (done - first)
-        nets = self._nets.get(stack, 0)
-        if stack not in self._parts:
-            self._before += nets * done / total
         self._parts[stack] = done / total
+        self._before.setdefault(stack, self._parts[stack])
         self._bars.update(self._tasks[stack], completed=done, total=total)
 
     def _epoch(self, event: Mapping[str, Any]) -> None:
@@ -163,7 +161,7 @@ class Board:
         line = f"epoch {event['epoch']}/{event['epochs']}"
         self._bars.update(self._tasks[event["stack"]], line=line)
         if self._plain:
-            left = self._left.get(event["stack"])
+            left = self._left.get(event["stack"]) if event["epoch"] < event["epochs"] else None
             clock = f", {left:.0f} s left" if left else ""
             scores = ", ".join(f"{self._short(name)} {rsum:.1f}" for name, rsum in event["val_rsum"].items())
             note(f"stack {event['stack']}: {line}{clock}, val rSum {scores}")
@@ -180,9 +178,10 @@ class Board:
 
     def _time_left(self) -> float:
         """Seconds for all stacks, by what their nets took so far; 0 where that is not known yet."""
-        trained = sum(self._nets.get(stack, 0) * part for stack, part in self._parts.items())
-        new = trained - self._before
-        return (time.monotonic() - self._began) * (sum(self._nets.values()) - trained) / new if new > 0 else 0
+        nets = {stack: self._nets.get(stack, 0) for stack in self._parts}
+        new = sum(nets[stack] * (part - self._before[stack]) for stack, part in self._parts.items())
+        left = sum(self._nets.values()) - sum(nets[stack] * part for stack, part in self._parts.items())
+        return (time.monotonic() - self._began) * left / new if new > 0 else 0
 
     def _short(self, name: str) -> str:
         return name[self._shared :]

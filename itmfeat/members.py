@@ -1,6 +1,8 @@
 """A run of a stack while it trains: its folder, its noise, its best heads so far."""
 
 import math
+import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from itmfeat.config import RunConfig
+from itmfeat.errors import DataError
 from itmfeat.features import Features
 from itmfeat.noise import Noisy, corrupt, from_file
 from itmfeat.noise.separation import histogram, separation
@@ -51,3 +54,17 @@ def member_of(config: RunConfig, features: Features, runs: Path) -> Member:
         noise = corrupt(pairs.caption_image, asked.protocol, asked.ratio, asked.seed)
     unseen = torch.full((len(pairs.captions),), torch.nan)
     return Member(Run(runs / config.name), config, noise, pairs.caption_image, unseen)
+
+
+def begun(member: Member, locks: ExitStack, taken: list[DataError]) -> bool:
+    """Whether a run is to be trained here: it is not finished, and no other process trains it.
+
+    Its folder is made and locked; an error about the lock of another process goes to `taken`.
+    """
+    member.run.start(member.config)
+    try:
+        locks.callback(os.close, member.run.lock())
+    except DataError as error:
+        taken.append(error)
+        return False
+    return not member.run.finished

@@ -40,7 +40,8 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ItmfeatError(
-            f"no Ray cluster answers: start one with `ray start --head`, or correct {place}"
+            f"no Ray cluster answers: start one with `ray start --head`, or correct {place}, whose port is "
+            "the one that this command names, not that of the dashboard"
         ) from error
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = reason_of(error)
@@ -50,5 +51,17 @@ def _connect(ray: Any, address: str | None) -> None:
 def _knock(address: str) -> None:
     """An error at once where Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), 5).close()
+    if address.startswith("ray://") and not (host and port.isdigit()):
+        raise ValueError(f"{address} names no host and port, as ray://host:10001 does")
+    if not (colon and port.isdigit()):
+        return
+    with socket.create_connection((host, int(port)), 5) as server:
+        if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(server):
+            raise ConnectionError
+
+
+def _speaks_grpc(server: socket.socket) -> bool:
+    """Whether the answer to a greeting in HTTP/2 (RFC 9113, 3.4) is one, as that of Ray's servers."""
+    server.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    with server.makefile("rb") as answer:
+        return answer.read(9)[3:4] == b"\4"  # the type of a frame of settings

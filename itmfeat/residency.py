@@ -25,6 +25,14 @@ class Need:
     means: bool = False
 
 
+def checked(wanted: str, device: torch.device | None = None) -> None:
+    """A UsageError unless `--resident` can be this, on the device if that is known."""
+    if wanted not in PLACES:
+        raise unknown("--resident", wanted, list(PLACES))
+    if wanted == "gpu" and device is not None and device.type != "cuda":
+        raise UsageError(f"--resident gpu needs --device cuda, and this runs on {device}; choose ram or disk")
+
+
 def choose(
     needed: Mapping[str, Need], wanted: str, device: torch.device, note: Note = silent
 ) -> dict[str, str]:
@@ -35,10 +43,7 @@ def choose(
 
     Says through `note` what it chose and why. A UsageError or ItmfeatError if what is wanted cannot be.
     """
-    if wanted not in PLACES:
-        raise unknown("--resident", wanted, list(PLACES))
-    if wanted == "gpu" and device.type != "cuda":
-        raise UsageError(f"--resident gpu needs --device cuda, and this runs on {device}; choose ram or disk")
+    checked(wanted, device)
     free = {"ram": free_memory()}
     if device.type == "cuda":
         free = {"gpu": torch.cuda.mem_get_info(device)[0]} | free

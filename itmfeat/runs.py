@@ -10,6 +10,7 @@ retrieved.safetensors     the ten best hits of each test query, in both directio
 results.json              the test metrics; written last, so it marks a finished run
 """
 
+import errno
 import json
 import os
 import re
@@ -23,8 +24,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from itmfeat.config import RunConfig
-from itmfeat.errors import DataError, disk_full
+from itmfeat.errors import DataError, ItmfeatError, disk_full
 from itmfeat.locks import lock_file
+
+
+def make_place(runs: Path) -> None:
+    """Make the folder that run folders go into; an ItmfeatError if nothing can be written there."""
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        if not os.access(runs, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ItmfeatError(
+            f"no run folder can be made in {runs} ({error.strerror}); name another place with --runs"
+        ) from None
 
 
 class Run:
@@ -44,7 +57,8 @@ class Run:
         if not (self.path / "config.json").exists():
             if self.path.exists() and not self._empty():
                 raise DataError(f"{self.path} exists and is no run; move it or choose another --runs folder")
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_place(self.path.parent)
+            self.path.mkdir(exist_ok=True)
             self._create("config.json", wanted)
         if self.read("config.json") != wanted:
             raise DataError(f"{self.path} exists and holds another run; choose another --runs folder")

@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-import os
 import platform
 import sys
 import time
@@ -25,7 +24,7 @@ from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
 from itmfeat.loader import Batch, Source, Stream
 from itmfeat.losses import similarities
-from itmfeat.members import Member, member_of
+from itmfeat.members import Member, begun, member_of
 from itmfeat.pairs import Pairs
 from itmfeat.robust import Means, Method, Scores, Setting, scored
 from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
@@ -289,7 +288,7 @@ def train_stack(
     """Train runs that can be stacked side by side, resuming where they were; returns their folders.
 
     Runs that are finished, perhaps by another process meanwhile, stay as they are. A run whose loss stops
-    being a number ends alone.
+    being a number ends alone; one that another process trains is left to it, and is an error in the end.
     `resident` says where the features stay (`itmfeat.residency`), `verify` compares every byte of them first:
     otherwise each range is when it is read for the first time.
     """
@@ -303,13 +302,12 @@ def train_stack(
         features.verify()
     members = [member_of(config, features, runs) for config in configs]
     where = choose_device(device)
+    taken: list[DataError] = []
     for group in by_progress(members):
         trainer = Trainer(group, features, where, resident, note)
         with ExitStack() as locks:
-            for member in group:  # only now: a request that fails leaves no folder behind
-                member.run.start(member.config)
-                locks.callback(os.close, member.run.lock())
-            left = [member for member in group if not member.run.finished]
+            # Only now: a request that fails leaves no folder behind.
+            left = [member for member in group if begun(member, locks, taken)]
             if left and len(left) < len(group):
                 trainer = Trainer(left, features, where, resident, note)
             if left:
@@ -320,6 +318,8 @@ def train_stack(
             f"{failed[0].run.path} diverged in epoch {failed[0].diverged}: its loss is no number any more; "
             "try a lower learning rate"
         )
+    if taken:
+        raise taken[0]
     return [member.run.path for member in members]
 
 

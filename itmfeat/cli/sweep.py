@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -169,10 +169,14 @@ def _print_plan(plan: Any, site: Any, as_json: bool) -> None:
 def _counts(plan: Any) -> str:
     """One line about a plan."""
     open_ = len(plan.settings) - len(plan.finished) - len(plan.diverged)
-    parts = [f"{len(plan.settings)} settings: {open_} to train in {len(plan.stacks)} stacks"]
+    parts = [f"{_many(plan.settings, 'setting')}: {open_} to train in {_many(plan.stacks, 'stack')}"]
     parts += [f"{len(plan.finished)} finished"] if plan.finished else []
     parts += [f"{len(plan.diverged)} diverged before"] if plan.diverged else []
     return f"{', '.join(parts)}; runs in {plan.runs}"
+
+
+def _many(items: Sized, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
 def _table(plan: Any, file: TextIO) -> str:
@@ -182,8 +186,10 @@ def _table(plan: Any, file: TextIO) -> str:
 
     from itmfeat.sweeps.plan import gigabytes
 
-    table = Table("stack", "settings", "nets", "memory", "dataset", "head", "losses", "noise", "seeds")
-    for stack in plan.stacks:
+    table = Table(
+        "stack", "settings", "nets", "memory", "dataset", "head, schedule", "losses", "noise", "seeds"
+    )
+    for stack, told in zip(plan.stacks, _telling(plan), strict=True):
         configs = [setting.config for setting in stack.settings]
         head, data = configs[0].head, configs[0].data
         kinds = (
@@ -197,13 +203,22 @@ def _table(plan: Any, file: TextIO) -> str:
             str(stack.nets),
             gigabytes(stack.bytes),
             f"{data.dataset} {data.image_backbone} {data.text_backbone}",
-            f"{head.pooling}-{head.projection}-{head.dim}",
+            " ".join([f"{head.pooling}-{head.projection}-{head.dim}", *told]),
             *(", ".join(dict.fromkeys(kind)) for kind in kinds),
         )
     console = Console(width=None if file.isatty() else 140)
     with console.capture() as captured:
         console.print(table)
     return captured.get().rstrip()
+
+
+def _telling(plan: Any) -> list[list[str]]:
+    """What else tells the stacks apart, as "lr=0.01", of each."""
+    configs = [stack.settings[0].config for stack in plan.stacks]
+    kinds = [config.head.model_dump() | config.schedule.model_dump() for config in configs]
+    keys = [key for key in (kinds or [{}])[0] if key not in ("pooling", "projection", "dim")]
+    different = [key for key in keys if len({kind[key] for kind in kinds}) > 1]
+    return [[f"{key}={kind[key]}" for key in different] for kind in kinds]
 
 
 def _clock(seconds: float) -> str:

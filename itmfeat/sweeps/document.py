@@ -35,7 +35,12 @@ def read_yaml(path: Path) -> Value:
         raise DataError(f"{path} is no text in UTF-8") from None
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    loader = yaml.SafeLoader(text)
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; name the YAML file in it") from None
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        raise UsageError(f"{path.name}: no YAML, it holds the character {error.character:#06x}") from None
     try:
         node = loader.get_single_node()
         if node is None:

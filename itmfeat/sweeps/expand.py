@@ -6,14 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from itmfeat.cache import find_cache
+from itmfeat.cache import find_cache, open_cache
 from itmfeat.config import RunConfig
-from itmfeat.errors import UsageError
-from itmfeat.features import Features, open_features
+from itmfeat.errors import ItmfeatError, UsageError
+from itmfeat.features import Features
 from itmfeat.settings import configuration
 from itmfeat.sweeps.spec import Choice, Spec, at
 
 MANY = 10_000  # settings that are asked for by mistake more often than not
+DATA = ("cache", "image_backbone", "text_backbone")  # axes that choose the features
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,19 @@ def distinct(points: Iterable[dict[str, Choice]]) -> list[Setting]:
     """Settings of points of a grid; those that come to the same configuration count once."""
 
     @cache
-    def opened(*which: str | None) -> tuple[Path, Features]:
-        path = find_cache(None if which[0] is None else Path(which[0]))
-        return path, open_features(path, *which[1:])
+    def opened(folder: Choice | None, *backbones: Choice | None) -> tuple[Path, Features]:
+        with at(folder):
+            path = find_cache(None if folder is None else Path(folder.value))
+            found = open_cache(path)
+        files = []
+        for kind, choice in zip(("image", "text"), backbones, strict=True):
+            with at(choice):
+                files.append(found.open(kind, None if choice is None else choice.value))
+        return path, Features(found, *files)
 
     found: dict[str, Setting] = {}
     for point in points:
-        data = [point.get(key) for key in ("cache", "image_backbone", "text_backbone")]
-        with at(*_places(data)):
-            path, features = opened(*(None if choice is None else choice.value for choice in data))
+        path, features = opened(*(point.get(key) for key in DATA))
         config = configured(features, point)
         found.setdefault(config.digest, Setting(config, path))
     return list(found.values())
@@ -51,19 +56,28 @@ def distinct(points: Iterable[dict[str, Choice]]) -> list[Setting]:
 
 def configured(features: Features, point: dict[str, Choice]) -> RunConfig:
     """The configuration of a point of a grid."""
-    axes = {key: choice for key, choice in point.items() if "." not in key}
+    try:
+        return _configuration(features, point)
+    except ItmfeatError as error:
+        raise type(error)(f"{_cause(features, point)}: {error}") from None
+
+
+def _configuration(features: Features, point: dict[str, Choice]) -> RunConfig:
     given: dict[str, Any] = {
-        key: choice.value
-        for key, choice in axes.items()
-        if key not in ("loss", "cache", "image_backbone", "text_backbone")
+        key: choice.value for key, choice in point.items() if "." not in key and key not in ("loss", *DATA)
     }
     overrides = [text for choice in point.values() for text in choice.changes]
+    loss, _, method = point["loss"].value.partition("+")
+    return configuration(features, loss, robust=method or None, overrides=overrides, **given)
+
+
+def _cause(features: Features, point: dict[str, Choice]) -> str:
+    """Where the choice was written that is wrong with the loss alone; the loss, if none of them is."""
     label = point["loss"]
-    loss, _, method = label.value.partition("+")
-    changed = [choice for choice in point.values() if choice.changes and choice.place != label.place]
-    with at(label.place, label.value, *_places(changed)):
-        return configuration(features, loss, robust=method or None, overrides=overrides, **given)
-
-
-def _places(choices: Iterable[Choice | None]) -> list[str]:
-    return list(dict.fromkeys(choice.place for choice in choices if choice is not None))
+    for key, choice in [("loss", label), *point.items()]:
+        try:
+            _configuration(features, {"loss": label, key: choice})
+        except ItmfeatError:
+            of_loss = key.partition(".")[0] in ("loss", "robust")
+            return f"{choice.place}, {label.value}" if of_loss else choice.place
+    return f"{label.place}, {label.value}"

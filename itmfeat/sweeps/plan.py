@@ -60,8 +60,8 @@ class Plan:
         """The part of this plan that is one of its `count` stacks."""
         if count != len(self.stacks):
             raise UsageError(
-                f"the plan has {len(self.stacks)} stacks, not {count}: the grids or the cache changed since "
-                "the commands were printed; print them again"
+                f"the plan is not of {count} stacks but of {len(self.stacks)}: the grids or cache changed "
+                "since the commands were printed; print them again"
             )
         stack = self.stacks[number - 1]
         names = set(stack.names)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from itmfeat.errors import ItmfeatError, MissingPackageError, UsageError
-from itmfeat.runs import Run
+from itmfeat.errors import ItmfeatError, MissingPackageError, UsageError, reason_of
+from itmfeat.runs import Run, make_place
 from itmfeat.sweeps.document import Value
 from itmfeat.sweeps.expand import Setting, distinct
 from itmfeat.sweeps.plan import state
@@ -58,7 +58,10 @@ class Search:
             )
         self.runs, self._seed = spec.runs, seed
         self._spaces = {key: self._space(key, value) for key, value in self.grid.ranges.items()}
-        self.of({key: _first(value) for key, value in self.grid.ranges.items()})  # wrong values show at once
+        self._first = {key: _ends(value)[0] for key, value in self.grid.ranges.items()}
+        for key, value in self.grid.ranges.items():
+            for end in _ends(value):
+                self.of(self._first | {key: end})  # wrong values show at once
 
     def of(self, values: dict[str, Any]) -> list[Setting]:
         """The settings of a trial with these values of the ranges."""
@@ -124,12 +127,12 @@ class Search:
     def _study(self) -> Any:
         """The study of these ranges and this grid: others have a journal of their own."""
         optuna = self._optuna
-        settings = self.of({key: _first(value) for key, value in self.grid.ranges.items()})
+        settings = self.of(self._first)
         as_json = optuna.distributions.distribution_to_json
         spaces = {key: as_json(space) for key, space in self._spaces.items()}
         what = json.dumps([sorted(s.config.digest for s in settings), spaces, self._seed], sort_keys=True)
         digest = hashlib.sha256(what.encode()).hexdigest()[:8]
-        self.runs.mkdir(parents=True, exist_ok=True)
+        make_place(self.runs)
         backend = optuna.storages.journal.JournalFileBackend(str(self.runs / JOURNAL.format(digest=digest)))
         storage = optuna.storages.JournalStorage(backend)
         return optuna.create_study(
@@ -148,20 +151,19 @@ class Search:
             whole = all(isinstance(held[name], int) for name in ("low", "high"))
             kind = distributions.IntDistribution if whole else distributions.FloatDistribution
             return kind(**{name: _plain(part) for name, part in held.items()})
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{value.place}: the range of {key} has low and high, or choices: {error}"
-            ) from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{value.place}: the range of {key} cannot be: {reason_of(error)}") from None
 
 
 def _plain(part: Any) -> Any:
     return float(part) if isinstance(part, str) else part
 
 
-def _first(value: Value) -> Any:
-    """A value in a range."""
-    held = value.held
-    return held["choices"].each()[0].held if "choices" in held else _plain(held["low"].held)
+def _ends(value: Value) -> list[Any]:
+    """The two ends of a range, or all choices."""
+    if "choices" in value.held:
+        return [item.held for item in value.held["choices"].each()]
+    return [_plain(value.held[name].held) for name in ("low", "high")]
 
 
 def _optuna() -> Any:

@@ -17,6 +17,7 @@ TEXTS = ("cache", "image_backbone", "text_backbone", "noise_protocol", "noise_fi
 NUMBERS = ("noise", "lr")
 WHOLE = ("epochs", "batch_size", "seed")
 AXES = ("loss", *TEXTS, *NUMBERS, *WHOLE, "noise_seed")
+OF_SCHEDULE = ("epochs", "batch_size", "lr", "order")
 SECTIONS = ("head", "schedule", "loss", "robust", "data")
 """Of the configuration: keys like `loss.margin` reach all that is in them, as --set does."""
 RANGE = ("low", "high", "log", "step", "choices")
@@ -98,11 +99,11 @@ def _parts(grids: Value | None, place: str) -> list[Value]:
 
 
 def _grid(shared: dict[str, Value], part: Value, asked: dict[str, Value]) -> Grid:
-    keys = shared | part.held | asked
+    keys = _short(shared) | _short(part.held) | _short(asked)
     axes: dict[str, list[Choice]] = {}
     ranges: dict[str, Value] = {}
     for key, value in keys.items():
-        _check_key(key, value.place)
+        _check_key(key, value)
         if (key != "loss" and isinstance(value.held, dict)) or _is_range(value):
             ranges[key] = _range(key, value)
         else:
@@ -116,7 +117,20 @@ def _grid(shared: dict[str, Value], part: Value, asked: dict[str, Value]) -> Gri
     return Grid({key: axes[key] for key in order}, ranges, part.place)
 
 
-def _check_key(key: str, place: str) -> None:
+def _short(keys: dict[str, Value]) -> dict[str, Value]:
+    """`schedule.lr` as `lr`, which it is too, so that a flag takes the place of either."""
+    found: dict[str, Value] = {}
+    for key, value in keys.items():
+        bare = key.removeprefix("schedule.")
+        name = bare if bare in OF_SCHEDULE else key
+        if name in found:
+            raise UsageError(f"{value.place}: {bare} and schedule.{bare} are one key; give one of them")
+        found[name] = value
+    return found
+
+
+def _check_key(key: str, value: Value) -> None:
+    place = value.place
     section, dot, _ = key.partition(".")
     if key in AXES or (dot and section in SECTIONS):
         return
@@ -126,7 +140,7 @@ def _check_key(key: str, place: str) -> None:
         raise UsageError(f"{place}: write the robust method with its loss, as in `loss: [snll+ncr]`")
     if key == "set":
         raise UsageError(f"{place}: each key that --set takes is one here, as in `loss.margin: [0.1, 0.2]`")
-    with at(place):
+    with at(value):
         raise unknown("key", key, [*AXES, *WHOLE_FILE, *(f"{name}.KEY" for name in SECTIONS)])
 
 
@@ -165,7 +179,7 @@ def _losses(item: Value) -> list[Choice]:
         raise UsageError(f"{item.place}: a loss with parameters is written `{{name: triplet, margin: 0.1}}`")
     name = _text("loss", keys["name"])
     loss, plus, method = name.partition("+")
-    with at(item.place):
+    with at(item):
         losses.parameters(loss)
         if plus:
             robust.parameters(method)
@@ -173,7 +187,7 @@ def _losses(item: Value) -> list[Choice]:
     for key, value in keys.items():
         if key != "name":
             path = key if "." in key else f"loss.{key}"
-            _check_key(path, value.place)
+            _check_key(path, value)
             axes.append([choice.changes for choice in _choices(path, value)])
     return [
         Choice(name, item.place, tuple(text for part in parts for text in part)) for parts in product(*axes)
@@ -185,12 +199,20 @@ def _is_range(value: Value) -> bool:
 
 
 def _range(key: str, value: Value) -> Value:
-    with at(value.place):
+    with at(value):
         for name in value.held:
             if name not in RANGE:
                 raise unknown(f"part of the range of {key}", name, list(RANGE))
-        if ("choices" in value.held) == ("low" in value.held or "high" in value.held):
+        if {"low", "high", "choices"} & set(value.held) not in ({"low", "high"}, {"choices"}):
             raise UsageError(f"a range of {key} has low and high, or choices")
+    for name, part in value.held.items():
+        if name == "choices":
+            for item in part.each():
+                _as_text(item)
+        elif name != "log":
+            _number(f"{name} of {key}", part, whole=False)
+        elif not isinstance(part.held, bool):
+            raise UsageError(f"{part.place}: log of {key} must be true or false, not {_shown(part)}")
     return value
 
 
@@ -226,14 +248,14 @@ def _shown(value: Value) -> str:
 
 
 @contextmanager
-def at(*places: str) -> Iterator[None]:
-    """Errors raised inside begin with where the cause was written."""
+def at(cause: Value | Choice | None) -> Iterator[None]:
+    """Errors raised inside begin with where their cause was written, if it was."""
     try:
         yield
     except ItmfeatError as error:
-        if not places:
+        if cause is None:
             raise
-        raise type(error)(f"{', '.join(places)}: {error}") from None
+        raise type(error)(f"{cause.place}: {error}") from None
 
 
 def split_flag(name: str, text: str) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from itmfeat import residency
 from itmfeat.errors import ItmfeatError, Note, UsageError, silent, unknown
 from itmfeat.ray_connection import connection
+from itmfeat.runs import make_place
 from itmfeat.sweeps.cluster import Cluster, Share
 from itmfeat.sweeps.expand import Setting, settings
 from itmfeat.sweeps.memory import free_on
@@ -54,7 +56,8 @@ class Site:
         if self.engine == "local":
             if self.address or self.gpus:
                 raise UsageError("--address and --gpus go with --engine ray")
-            choose_device(self.device)
+            residency.checked(self.resident, choose_device(self.device))
+        residency.checked(self.resident)
 
     @cached_property
     def share(self) -> Share:
@@ -206,6 +209,8 @@ def _train(plan: Plan, site: Site, tell: Tell, note: Note) -> Tally:
     began = time.monotonic()
     tally = Tally(tell)
     jobs = site.jobs(plan)
+    if jobs:
+        make_place(plan.runs)
     tell({"event": "planned", **described(plan)})
     stacked = {name for stack in plan.stacks for name in stack.names}  # their stacks tell of these
     for name in plan.diverged:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from itmfeat.config import RunConfig
-from itmfeat.errors import ItmfeatError, Note, silent
+from itmfeat.errors import ItmfeatError, Note, reason_of, silent
 from itmfeat.runs import Run
 from itmfeat.sweeps.plan import state
 from itmfeat.training import train_stack
@@ -83,8 +83,10 @@ def _train(job: Job, configs: list[RunConfig], tell: Tell, note: Note) -> str:
             return "the memory of the GPU is too small; try a smaller --batch-size"
     except ItmfeatError as error:
         return str(error)
-    except (OSError, RuntimeError) as error:
-        return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    except OSError as error:
+        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {reason_of(error)}"
     else:
         return ""
     finally:

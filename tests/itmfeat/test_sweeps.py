@@ -17,6 +17,7 @@ import torch
 from processes import call, finish_under_kills
 
 import itmfeat
+from itmfeat.console import Board
 from itmfeat.errors import ItmfeatError
 from itmfeat.runs import Run
 from itmfeat.sweeps import plan_sweep, sweep
@@ -142,6 +143,21 @@ def test_a_stack_that_fails_does_not_stop_the_others(toy_cache: Path, tmp_path: 
     assert call("sweep", *flags(grid), *where).exit_code == 0
 
 
+def test_a_setting_that_another_process_trains_is_left_to_it(toy_cache: Path, tmp_path: Path) -> None:
+    grid = GRID | {"loss": "triplet"}
+    plan = plan_sweep(cache=toy_cache, runs=tmp_path, **grid)
+    run = Run(plan.folders()[1])
+    run.start(plan.settings[1].config)
+    lock = run.lock()
+    assert len(plan.stacks) == 1
+    with pytest.raises(ItmfeatError, match=rf"^{run.path.name} failed: .* is being trained right now"):
+        sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert [Run(path).finished for path in plan.folders()] == [True, False, True, True]
+    os.close(lock)
+    sweep(cache=toy_cache, runs=tmp_path, **grid)
+    assert run.finished
+
+
 def test_what_goes_wrong_on_a_device_does_not_stop_the_others(
     toy_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +203,17 @@ def test_no_room_for_an_estimate(toy_cache: Path, at: Path, monkeypatch: pytest.
     given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--dry-run"]
     assert "no estimate of the time: a stack does not fit" in call(*given).stdout
     assert json.loads(call(*given, "--json").stdout)["step_seconds"] is None
+
+
+def test_the_live_view_tells_no_time_before_its_second_step() -> None:
+    board = Board()  # of three nets: 3 * (9 / 360) is a little more than 3 * 9 / 360
+    stack = {"stack": 1, "nets": 3, "settings": ["a", "b", "c"]}
+    board.tell({"event": "planned", "settings": 3, "finished": [], "stacks": [stack]})
+    board.tell({"event": "started", "stack": 1, "runs": stack["settings"]})
+    board.tell({"event": "step", "stack": 1, "done": 9, "total": 360})
+    assert board._time_left() == 0
+    board.tell({"event": "step", "stack": 1, "done": 10, "total": 360})
+    assert 0 < board._time_left() < 60
 
 
 def test_training_goes_on_when_nobody_reads_the_events(toy_cache: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,4 +127,18 @@ def test_wrong_requests(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPat
 def test_a_cluster_that_does_not_answer(toy_cache: Path, at: Path) -> None:
     given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--engine", "ray"]
     fails(1, "no Ray cluster answers", *given, "--address", "127.0.0.1:1")
+    fails(1, "ray:// names no host and port", *given, "--address", "ray://")
     fails(1, r"Ray does not start \(Invalid address format: foo\)", *given, "--address", "foo")
+
+
+@needs_ray
+def test_a_port_that_is_none_of_ray(toy_cache: Path, at: Path) -> None:
+    def refuse() -> None:
+        with server.accept()[0] as asking:
+            asking.recv(1024)
+            asking.sendall(b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=refuse).start()
+        where = ["--engine", "ray", "--address", f"127.0.0.1:{server.getsockname()[1]}"]
+        fails(1, "not that of the dashboard", "sweep", "--loss", "triplet", "--cache", toy_cache, *where)

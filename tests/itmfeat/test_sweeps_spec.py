@@ -1,5 +1,6 @@
 """What a sweep may ask for: grids from files and flags, and what is wrong with them in one sentence."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ def test_a_flag_takes_the_place_of_a_key(toy_cache: Path, tmp_path: Path) -> Non
     spec = read_spec(file, {"seed": [7]})
     assert spec.runs == Path("runs/a")
     assert found(spec) == [("triplet", 0, "ncr", 7)]
+
+
+def test_a_flag_takes_the_place_of_a_key_under_its_long_name(toy_cache: Path, tmp_path: Path) -> None:
+    file = written(tmp_path, f"cache: {toy_cache}\nloss: triplet\nschedule.epochs: 9\n")
+    assert [made.config.schedule.epochs for made in settings(read_spec(file, {"epochs": 2}))] == [2]
 
 
 def test_grids_are_united_and_share_what_stands_above_them(toy_cache: Path, tmp_path: Path) -> None:
@@ -104,7 +110,7 @@ WRONG = {
     "loss: triplet\nseed: []": "line 2: seed is empty",
     "loss: triplet\nseed:": "line 2: seed must be a whole number, not nothing",
     "loss: triplet\nseed: yes": "line 2: seed must be a whole number, not True",
-    "loss: triplet\nnoise: 1.2": "line 1, triplet: the noise ratio must lie in",
+    "loss: triplet\nnoise: 1.2": "line 2: the noise ratio must lie in",
     "loss: triplet\nnoise: {a: 1}": "line 2: unknown part of the range of noise 'a'",
     "loss: triplet\nnoise: {low: 0, high: 0.5}": "line 2: ranges are for a search",
     "loss: triplet\nnoise: [[0]]": "line 2: noise must be a number, not a list",
@@ -118,10 +124,16 @@ WRONG = {
     "loss: triplet\ngrids: [{name: a}]": "line 2: name stands at the top of a file",
     "grids: []": "line 1: `grids` is a list of mappings",
     "noise: 0": "name losses, as in --loss",
-    "loss: triplet\nhead: mean-liner": "line 1, triplet: unknown head 'mean-liner': did you mean",
-    "loss: triplet\nhead.dim: wide": "line 1, triplet, study.yaml, line 2: head.dim: .*not 'wide'",
+    "loss: triplet\nhead: mean-liner": "line 2: unknown head 'mean-liner': did you mean",
+    "loss: triplet\nhead.dim: wide": "line 2: head.dim: .*not 'wide'",
+    "loss: [triplet, infonce]\nloss.margin: 0.1": "study.yaml, line 2, infonce: unknown key 'loss.margin'",
+    "loss: triplet\nrobust.warm: 1": "line 2, triplet: the robust method none has no parameters: name one",
+    "loss: triplet\nlr: 1\nschedule.lr: 1": "line 3: lr and schedule.lr are one key; give one of them",
+    "loss: triplet\nschedule.seed: 1": "line 2: unknown key 'schedule.seed'",
+    "loss: triplet\0": "study.yaml: no YAML, it holds the character 0x0000",
     "loss: &a [*a]": "study.yaml: a value contains itself",
-    "loss: triplet\ncache: caches/none": "line 2: caches/none",
+    "loss: triplet\ncache: caches/none\nimage_backbone: toy": "error: study.yaml, line 2: caches/none is no",
+    "loss: triplet\ntext_backbone: tyo": "error: study.yaml, line 2: unknown text backbone in .* 'tyo'",
     f"loss: triplet\nseed: {list(range(101))}\nloss.margin: {list(range(100))}": "10100 settings; .* --yes",
 }
 
@@ -147,7 +159,9 @@ def test_wrong_flags(toy_cache: Path, at: Path) -> None:
     fails(2, "go with --search optuna", "sweep", "--loss", "triplet", "--trials", 3, *where)
     both = ["--print-commands", "--stack", "1/1"]
     fails(2, "leave out --stack", "sweep", "--loss", "triplet", *both, *where)
+    fails(2, "unknown --resident 'moon'", "sweep", "--loss", "triplet", "--resident", "moon", *where)
     fails(3, "there is no file none.yaml", "sweep", "none.yaml", *where)
+    fails(3, "is a folder; name the YAML file", "sweep", at, *where)
     fails(3, "--cache: .*nowhere", "sweep", "--loss", "triplet", "--cache", "nowhere")
     assert not list(at.iterdir())
 
@@ -160,8 +174,23 @@ def test_many_settings_can_be_meant(toy_cache: Path, tmp_path: Path) -> None:
     assert len(settings(read_spec(None, flags), yes=True)) == 100
 
 
+def test_the_plan_shows_what_tells_its_stacks_apart(toy_cache: Path, at: Path) -> None:
+    where = ["--cache", toy_cache, "--dry-run", "--head", "mean-linear"]
+    found = call("sweep", "--loss", "triplet", "--lr", "1e-3,1e-2", *where).stdout
+    assert "lr=0.001" in found
+    assert "lr=0.01 " in found
+    assert "epochs=" not in found
+
+
+def test_a_place_that_cannot_hold_runs_is_named_before_anything_starts(toy_cache: Path, at: Path) -> None:
+    (at / "file").touch()
+    found = call("sweep", "--loss", "triplet", "--cache", toy_cache, "--runs", at / "file" / "runs", "--json")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert re.search(r"no run folder can be made in .*runs \(Not a directory\); name another", found.stderr)
+
+
 def test_a_dry_run_touches_nothing(toy_cache: Path, at: Path) -> None:
     found = call("sweep", "--loss", "triplet,snll+ncr", "--cache", toy_cache, "--dry-run")
     assert found.exit_code == 0
-    assert "2 settings: 2 to train in 1 stacks" in found.stdout
+    assert "2 settings: 2 to train in 1 stack;" in found.stdout
     assert not list(at.iterdir())
