@@ -6,9 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported: a second thread gains nothing on small tensors, and waits on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples each time, however slow the machine is.
+settings.register_profile(
+    "certain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("certain")
 
 Tree = Callable[[dict[str, object]], Path]
 
@@ -18,6 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """What a test draws does not hang on which ran before it in the same process."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from processes import call, fails
+from processes import HANG, call, fails
 
 from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, read_index, verify, write_index
 from itmfeat.cache.journal import clear_finished, journal_of
@@ -290,7 +290,7 @@ def opened(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         env=os.environ | {"HDF5_PLUGIN_PATH": str(folder / "plugins")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -379,7 +379,7 @@ def test_a_lock_on_a_removed_file_is_none(tmp_path: Path) -> None:
         waiting = pool.submit(lock_file, path, flags, None)
         path.unlink()
         os.close(first)
-        second = waiting.result(10)
+        second = waiting.result(HANG)
     with pytest.raises(DataError, match="held right now"):
         lock_file(path, flags, "held")
     os.close(second)
@@ -423,7 +423,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no leave to mount a tmpfs")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # an error may still hold a file open
 
 
 def test_a_disk_that_fills_up(disk: Path, tmp_path: Path) -> None:
