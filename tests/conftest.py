@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("shared")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cuts() -> Iterator[None]:
+    """No test of this process cuts the power, so nothing has to be on the disk itself; processes that tests
+    start do wait for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which refuses a wrong descriptor as well
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """What a test draws does not hang on which ran before it in the same process."""
@@ -42,6 +51,16 @@ def shared() -> Path:
     root = Path(os.environ.get("ITMFEAT_SHARED") or default)
     if not root.is_dir():
         pytest.skip(f"no research data at {root}: ITMFEAT_SHARED can say where it is")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo dataset, drawn once; to be read alone."""
+    from itmfeat_extract.corpus import read
+
+    root = tmp_path_factory.mktemp("pictures") / "demo"
+    read("demo", root)
     return root
 
 

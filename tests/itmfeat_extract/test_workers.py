@@ -34,13 +34,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "demo"
-    read("demo", root)
-    return root
-
-
-@pytest.fixture(scope="module")
 def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By one process."""
     return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
