@@ -11,6 +11,11 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported: a second thread gains nothing on small tensors, and waits on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Whatever says here how wide and colourful a terminal is, and what launchers say: before rich is imported.
+TERMINAL = ["COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE"]
+for variable in (*TERMINAL, "RANK", "SLURM_PROCID", "RAY_ADDRESS"):
+    os.environ.pop(variable, None)
+
 # The same examples each time, however slow the machine is.
 settings.register_profile(
     "certain", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
