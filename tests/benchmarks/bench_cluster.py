@@ -20,6 +20,7 @@ from typing import Any
 # Before ray is imported. Its nodes die here alone, and are found dead within seconds, not half a minute.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as others on a busy machine: by default workers wait for all others
     "RAY_memory_monitor_refresh_ms": "0",  # others may have filled the memory
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
