@@ -61,7 +61,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo dataset, drawn once; to be read alone."""
+    """The demo dataset, drawn once. Who changes it takes a copy."""
     from itmfeat_extract.corpus import read
 
     root = tmp_path_factory.mktemp("pictures") / "demo"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +79,10 @@ def kill(process: int) -> None:
         os.kill(process, signal.SIGKILL)
 
 
+def _is_over(session: int) -> bool:
+    return all(each.session != session for each in living())
+
+
 def finish_under_kills(
     arguments: list[str], kills: int, between: tuple[float, float], done: tuple[int, ...] = (0,)
 ) -> None:
@@ -94,7 +99,7 @@ def finish_under_kills(
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            wait_until(lambda: process.pid not in {each.session for each in living()}, "they ended")  # noqa: B023
+            wait_until(partial(_is_over, process.pid), "the processes of a killed command end")
         else:
             break
     last = subprocess.run(command, check=False, capture_output=True, text=True, timeout=HANG)

@@ -114,7 +114,7 @@ def test_the_variables_of_the_environment_hold_and_a_killed_pull_goes_on(
     hub.stall = 11_000_000
     with start() as killed:
         assert hub.stalled.wait(HANG)
-        wait_until(lambda: any(file.stat().st_size for file in parts()), "it has written something")
+        wait_until(lambda: any(file.stat().st_size for file in parts()), "it writes something")
         killed.kill()
     (part,) = parts()
     got = part.stat().st_size

@@ -148,7 +148,7 @@ def test_the_first_copy_does_what_a_dead_one_left(pictures: Path, alone: Path, t
     first, second = copies(2, given, "from itmfeat_extract import launch; launch.PATIENCE = 1.0")
     journal = tmp_path / "demo" / "image" / "efficientnet-lite0.h5.journal"
     # What is in the journal is written by one who holds its lock.
-    wait_until(lambda: first.poll() is not None or (journal.exists() and journal.read_bytes()), "it began")
+    wait_until(lambda: first.poll() is not None or (journal.exists() and journal.read_bytes()), "it begins")
     first.send_signal(signal.SIGSTOP)  # so that it is at work however long the stranger takes to come
     second.kill()
     second.communicate()
