@@ -18,6 +18,8 @@ from typer.testing import CliRunner, Result
 from itmfeat.cli import app
 
 HANG = 900  # seconds after which something waits for ever; no test asks how quick a machine is
+CHROMIUM = ["--no-sandbox", "--disable-gpu"]  # where there is none, its process is one more that can stall
+PATIENCE = 120_000  # milliseconds for a step in the browser, whose error says which step it was
 
 
 class Process(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import HANG, call, fails
+from processes import CHROMIUM, PATIENCE, call, fails
 
 import itmfeat
 from itmfeat.api import embeddings
@@ -285,12 +285,12 @@ def test_the_page_in_a_browser(drawn: Drawn, tmp_path: Path) -> None:
         "bare": page(found_by("a dog", "images", images), {}),
     }
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=1000 * HANG)
+        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM, timeout=PATIENCE)
         for name, text in pages.items():
             (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
             for width, scheme in ((1440, "light"), (390, "dark")):
                 view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-                view.set_default_timeout(1000 * HANG)
+                view.set_default_timeout(PATIENCE)
                 wrong: list[str] = []
                 view.on("console", lambda message: wrong.append(message.text))  # noqa: B023
                 view.on("dialog", lambda dialog: wrong.append(dialog.message))  # noqa: B023

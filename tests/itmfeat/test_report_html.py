@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_features
 from PIL import Image
-from processes import HANG, call, fails
+from processes import CHROMIUM, PATIENCE, call, fails
 
 from itmfeat.cache import FeatureSpec, write_index
 from itmfeat.errors import DataError, MissingPackageError
@@ -292,7 +292,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium is installed, so the page cannot be opened")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=1000 * HANG)
+        started = driver.chromium.launch(executable_path=chromium, args=CHROMIUM, timeout=PATIENCE)
         yield started
         started.close()
 
@@ -303,7 +303,7 @@ class Opened:
     def __init__(self, browser: Any, report: Path, width: int = 1440, scheme: str = "light") -> None:
         self.address = report.as_uri()
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.set_default_timeout(1000 * HANG)
+        self.page.set_default_timeout(PATIENCE)
         self.said: list[str] = []
         self.asked: set[str] = set()
         self.page.on("console", lambda message: self.said.append(message.text))
