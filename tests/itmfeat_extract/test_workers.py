@@ -271,10 +271,10 @@ def test_a_dry_run_estimates_the_time(
     seconds = itertools.count()  # each look at the clock is one later
     clock = SimpleNamespace(perf_counter=lambda: next(seconds))
     monkeypatch.setattr("itmfeat_extract.probe.time", clock)
-    plan = extract("demo", pictures, tmp_path / "demo", dry_run=True)
+    plan = extract("demo", pictures, tmp_path / "demo", limit=60, dry_run=True)
     assert isinstance(plan, Plan)
-    # One second for decoding and one for encoding: 16 of 600 images, and 250 of 3000 captions.
-    assert plan.eta_seconds == 2 * 600 / 16 + 2 * 3000 / 250
+    # One second for decoding and one for encoding: 15 of 60 images, and 150 of 300 captions.
+    assert plan.eta_seconds == 2 * 60 / 15 + 2 * 300 / 150
     assert list(tmp_path.iterdir()) == []
 
 
