@@ -14,7 +14,7 @@ demo: .venv/installed
 
 # The quick tests on two cores, then those that start clusters, browsers or LaTeX, or are killed.
 test: .venv/installed check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
 check: .venv/installed

@@ -235,7 +235,7 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(data[start : self.hub.stall])
             self.wfile.flush()
             self.hub.stalled.set()
-            self.hub.released.wait(60)
+            self.hub.released.wait()
             return
         self.wfile.write(data[start:])
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,16 @@ EXTRACTOR_MAY_USE = {"cache", "pairs", "errors", "precision", "ray_connection"}
 HEAVY = {"torch", "transformers", "faiss", "h5py", "numpy"}
 
 
-def imports(file: Path, package: str) -> set[str]:
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@cache
+def imports(file: Path, package: str) -> frozenset[str]:
     """First-level modules of a package that a file imports at any depth of nesting."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,7 +62,7 @@ def imports(file: Path, package: str) -> set[str]:
             continue
         parts = (name.split(".") for name in names)
         found |= {part[1] if len(part) > 1 else "" for part in parts if part[0] == package}
-    return found
+    return frozenset(found)
 
 
 def module_of(file: Path) -> str:
@@ -76,7 +83,7 @@ def test_imports_point_up_the_list() -> None:
 
 def test_the_extractor_is_imported_when_it_is_called() -> None:
     for file in (ROOT / "itmfeat").rglob("*.py"):
-        for node in ast.parse(file.read_text()).body:
+        for node in parsed(file).body:
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("itmfeat_extract"), file
 
@@ -129,6 +136,6 @@ def test_files_and_functions_stay_small() -> None:
     for file in [*(ROOT / "itmfeat").rglob("*.py"), *(ROOT / "extract").rglob("*.py")]:
         text = file.read_text()
         assert text.count("\n") <= 400, file
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno <= 60, f"{file}: {node.name}"

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported. Its nodes die and are found dead within seconds, not within half a minute.
+# Before ray is imported. Its nodes die here alone, and are found dead within seconds, not half a minute.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # as others on a busy machine: by default workers wait for all others
+    "RAY_memory_monitor_refresh_ms": "0",  # others may have filled the memory
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
@@ -59,10 +61,11 @@ def kill_worker(running: subprocess.Popen[bytes], journal: Path) -> None:
     """Kill one that is at work as soon as a range is in the journal."""
     while running.poll() is None:
         at_work = busy_workers()
-        if at_work and journal.exists() and b'"range"' in journal.read_bytes():
-            os.kill(at_work[0], signal.SIGKILL)
-            print(f"killed worker {at_work[0]}")
-            return
+        with suppress(FileNotFoundError, ProcessLookupError):  # not begun, or over since that look
+            if at_work and b'"range"' in journal.read_bytes():
+                os.kill(at_work[0], signal.SIGKILL)
+                print(f"killed worker {at_work[0]}")
+                return
         time.sleep(0.05)
 
 

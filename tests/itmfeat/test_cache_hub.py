@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import yaml
 from conftest import write_features
 from hub import Hub
 from huggingface_hub import close_session
-from processes import call, fails
+from processes import HANG, call, fails, wait_until
 
 from itmfeat.cache import FeatureSpec, find_cache, open_cache, write_index
 from itmfeat.cache import hub as ours
@@ -104,6 +103,9 @@ def test_the_variables_of_the_environment_hold_and_a_killed_pull_goes_on(
     variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_reader", "HF_HOME": "home"}
     hub.repositories[REPO].private = True
 
+    def parts() -> list[Path]:
+        return list((at / "caches").glob("**/large.h5.part"))
+
     def start() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from itmfeat.cli import main; main()", "cache", "pull", REPO]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -111,29 +113,22 @@ def test_the_variables_of_the_environment_hold_and_a_killed_pull_goes_on(
 
     hub.stall = 11_000_000
     with start() as killed:
-        assert hub.stalled.wait(30)
-        (part,) = wait_for_bytes(at / "caches", "**/large.h5.part")
+        assert hub.stalled.wait(HANG)
+        wait_until(lambda: any(file.stat().st_size for file in parts()), "it writes something")
         killed.kill()
+    (part,) = parts()
     got = part.stat().st_size
     with pytest.raises(DataError, match="no cache in"):
         find_cache(None)
     hub.stall, hub.log = None, []
     with start() as again:
-        _, said = again.communicate()
+        _, said = again.communicate(timeout=HANG)
     assert again.returncode == 0, said
     assert contents(at / "caches/toy") == contents(at / "mine")
     large = [entry for entry in hub.log if entry[0] == "GET" and entry[2]]
     assert {entry[2] for entry in large} == {f"bytes={got}-"}
     fetched = [entry for entry in hub.log if entry[1].startswith("/large/")]
     assert len(fetched) == 2  # what was behind `large` in order, and its end; never the index again
-
-
-def wait_for_bytes(folder: Path, pattern: str) -> list[Path]:
-    for _ in range(200):
-        if found := [path for path in folder.glob(pattern) if path.stat().st_size]:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"no bytes in {pattern}")
 
 
 def test_pushing_again_uploads_nothing_twice_and_new_features_are_added(hub: Hub, at: Path) -> None:

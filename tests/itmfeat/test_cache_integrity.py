@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from processes import call, fails
+from processes import HANG, call, fails
 
 from itmfeat.cache import FeatureFile, FeatureSpec, FeatureWriter, open_cache, read_index, verify, write_index
 from itmfeat.cache.journal import clear_finished, journal_of
@@ -290,7 +290,7 @@ def opened(toy_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         env=os.environ | {"HDF5_PLUGIN_PATH": str(folder / "plugins")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -379,7 +379,7 @@ def test_a_lock_on_a_removed_file_is_none(tmp_path: Path) -> None:
         waiting = pool.submit(lock_file, path, flags, None)
         path.unlink()
         os.close(first)
-        second = waiting.result(10)
+        second = waiting.result(HANG)
     with pytest.raises(DataError, match="held right now"):
         lock_file(path, flags, "held")
     os.close(second)
@@ -425,7 +425,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no leave to mount a tmpfs")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # an error may still hold a file open
 
 
 def test_a_disk_that_fills_up(disk: Path, tmp_path: Path) -> None:
@@ -487,10 +487,14 @@ def test_an_index_of_the_size_of_coco_opens_quickly(tmp_path: Path) -> None:
     )
     code = (
         "import re, sys, time; from itmfeat.cache import open_cache\n"
-        "start = time.process_time(); open_cache(sys.argv[1]); print(time.process_time() - start)\n"
-        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "clock, before, start = time.process_time, peak(), time.process_time()\n"
+        "index = open_cache(sys.argv[1]).index\n"
+        "opened, used, start = clock() - start, peak() - before, clock()\n"
+        "texts = [index.caption[row] for row in range(index.captions)]\n"
+        "print(opened, clock() - start, used)\n"
     )
     run = subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True)
-    seconds, kilobytes = map(float, run.stdout.split())
-    assert seconds < 1  # of the processor, for the machine may be busy
-    assert kilobytes < 400_000  # with torch, which alone takes 230 MB
+    opened, read, kilobytes = map(float, run.stdout.split())
+    assert opened < read  # 0.2 s here, where a string of each caption takes 0.8 s; both of the processor
+    assert kilobytes < 170_000

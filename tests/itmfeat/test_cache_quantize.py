@@ -347,7 +347,7 @@ def test_the_command_and_training_on_what_it_made(toy_cache: Path, at: Path) -> 
     ]
     assert json.loads(call("cache", "verify", "toy", "--json").stdout) == {"damaged": []}
     train = ["train", "--loss", "infonce", "--cache", "toy", "--head", "max-linear"]
-    small = ["--epochs", "3", "--batch-size", "32", "--json"]
+    small = ["--epochs", "3", "--batch-size", "32", "--set", "head.dim=64", "--json"]
     fails(2, "choose --image-backbone: toy holds grid, grid@int8, grid@pca6", *train, *small)
     sums = []
     for end in ("", "@int8", "@pca6"):

@@ -183,7 +183,7 @@ def test_running_caption_ids_are_numbered_anew(tmp_path: Path, whole: Path) -> N
 
 def test_training_on_a_subset(toy_cache: Path, at: Path) -> None:
     assert call("cache", "subset", "small", "--cache", toy_cache, "--images", 40).exit_code == 0
-    small = ["--epochs", "2", "--batch-size", "32"]
+    small = ["--epochs", "2", "--batch-size", "32", "--set", "head.dim=32"]
     done = call("train", "--loss", "triplet", "--noise", "0.2", "--cache", "small", *small, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from processes import call, fails
 from itmfeat.features import open_features
 from itmfeat.settings import configuration
 
-SMALL = ["--epochs", "2", "--batch-size", "32"]
+SMALL = ["--epochs", "2", "--batch-size", "32", "--set", "head.dim=32"]
 
 
 def test_train_eval_report(toy_cache: Path, at: Path) -> None:

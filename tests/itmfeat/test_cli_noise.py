@@ -16,7 +16,7 @@ from itmfeat.features import open_features
 from itmfeat.noise import PUBLISHED, published
 
 TRUE = np.arange(200) // 5  # of the toy cache
-SMALL = ["--epochs", "1", "--batch-size", "32"]
+SMALL = ["--epochs", "1", "--batch-size", "32", "--set", "head.dim=32"]
 
 
 @pytest.mark.parametrize("protocol", ["ncr", "decl", "derangement", "replacement", "cluster"])

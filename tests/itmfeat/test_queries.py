@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import call, fails
+from processes import CHROMIUM, PATIENCE, call, fails
 
 import itmfeat
 from itmfeat.api import embeddings
@@ -59,6 +59,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     itmfeat.extract("demo", root, cache, "none", text_layers="mean:-1,-2")
     quantize_cache(cache, image_backbone=IMAGE, text_backbone=TEXT, dim=16, dtype="int8")
     settings: dict[str, Any] = {"cache": cache, "epochs": 1, "batch_size": 20, "runs": folder / "runs"}
+    settings["overrides"] = ["head.dim=64"]
     chosen = {"image_backbone": IMAGE, "text_backbone": TEXT}
     two = itmfeat.train("infonce", robust="ncr", **chosen, **settings)
     chosen = {"image_backbone": f"{IMAGE}@64@crop@grid2x2", "text_backbone": f"{TEXT}@pca16-int8"}
@@ -284,11 +285,12 @@ def test_the_page_in_a_browser(drawn: Drawn, tmp_path: Path) -> None:
         "bare": page(found_by("a dog", "images", images), {}),
     }
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=chromium, args=CHROMIUM, timeout=PATIENCE)
         for name, text in pages.items():
             (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
             for width, scheme in ((1440, "light"), (390, "dark")):
                 view = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                view.set_default_timeout(PATIENCE)
                 wrong: list[str] = []
                 view.on("console", lambda message: wrong.append(message.text))  # noqa: B023
                 view.on("dialog", lambda dialog: wrong.append(dialog.message))  # noqa: B023

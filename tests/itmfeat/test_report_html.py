@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import write_features
 from PIL import Image
-from processes import call, fails
+from processes import CHROMIUM, PATIENCE, call, fails
 
 from itmfeat.cache import FeatureSpec, write_index
 from itmfeat.errors import DataError, MissingPackageError
@@ -64,8 +64,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vectors = code[each] + 0.4 * rng.standard_normal((len(each), 6))
         spec = FeatureSpec(kind, name, digest, np.ones(len(each), np.int64), 6)
         write_features(folder / "cache" / kind / f"{name}.h5", spec, vectors)
-    settings = {"loss": ["triplet", "snll"], "noise": [0, 0.4], "seed": [0, 1], "epochs": 3, "batch_size": 8}
-    sweep(**settings, cache=folder / "cache", runs=folder / "runs")
+    grid = {"loss": ["triplet", "snll"], "noise": [0, 0.4], "seed": [0, 1]}
+    sweep(
+        **grid, **{"head.dim": 64, "epochs": 3, "batch_size": 8}, cache=folder / "cache", runs=folder / "runs"
+    )
     return folder / "runs"
 
 
@@ -290,7 +292,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium is installed, so the page cannot be opened")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        started = driver.chromium.launch(executable_path=chromium, args=CHROMIUM, timeout=PATIENCE)
         yield started
         started.close()
 
@@ -301,6 +303,7 @@ class Opened:
     def __init__(self, browser: Any, report: Path, width: int = 1440, scheme: str = "light") -> None:
         self.address = report.as_uri()
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(PATIENCE)
         self.said: list[str] = []
         self.asked: set[str] = set()
         self.page.on("console", lambda message: self.said.append(message.text))

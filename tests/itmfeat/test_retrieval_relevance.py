@@ -62,11 +62,6 @@ def check(queries: Tensor, gallery: Tensor, relevant: dict[int, set[int]]) -> No
         assert got[key] == pytest.approx(value)  # type: ignore[literal-required]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture(params=[False, True])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual blocks, and some that no size in these tests is a multiple of."""
@@ -91,7 +86,7 @@ def test_duplicated_vectors_tie() -> None:
     assert got.tolist() == [ranked[:12] for ranked in order(scores)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_metrics_equal_plain_loops_on_anything(data: st.DataObject) -> None:
     sizes = st.integers(1, 8)

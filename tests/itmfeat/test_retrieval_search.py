@@ -19,11 +19,6 @@ def integers(rows: int, dim: int, largest: int) -> Tensor:
     return torch.randint(-largest, largest + 1, (rows, dim)).float()
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def no_faiss(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An interpreter in which importing FAISS fails."""

@@ -2,11 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 import weakref
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import call, finish_under_kills
+from processes import HANG, call, children, finish_under_kills, kill
 
 import itmfeat
 from itmfeat.console import Board
@@ -218,15 +215,16 @@ def test_the_live_view_tells_no_time_before_its_second_step() -> None:
 
 def test_training_goes_on_when_nobody_reads_the_events(toy_cache: Path, tmp_path: Path) -> None:
     where = ["--cache", str(toy_cache), "--runs", str(tmp_path / "runs"), "--width", "2"]
-    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", "sweep", *flags(GRID), *where]
+    grid = flags(GRID | {"loss": "triplet"})  # two stacks
+    command = [sys.executable, "-c", "from itmfeat.cli import main; main()", "sweep", *grid, *where]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert b"planned" in process.stdout.readline()
         process.stdout.close()
         process.stdout = None
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
-    assert len([run for run in (tmp_path / "runs").iterdir() if Run(run).finished]) == 8
+    assert len([run for run in (tmp_path / "runs").iterdir() if Run(run).finished]) == 4
 
 
 def test_printed_commands_do_the_same(toy_cache: Path, whole: Path, at: Path) -> None:
@@ -252,28 +250,22 @@ def test_printed_commands_do_the_same(toy_cache: Path, whole: Path, at: Path) ->
     assert call("sweep", spec, "--width", 6, "--stack", "3/3").exit_code == 2
 
 
-def kill_workers(until: Path, times: int) -> None:
-    """Kill worker processes of this one, each when it has written to `until`."""
-    mine = f"{os.getpid()}"
-    for _ in range(times):
-        while not list(until.glob("*/checkpoint*")):
-            time.sleep(0.01)
-        listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", mine], capture_output=True, check=False)
-        for line in listed.stdout.decode().splitlines():
-            if "itmfeat.sweeps.worker" in line:
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-                return
-
-
 @pytest.mark.slow
-def test_workers_do_the_same_though_one_is_killed(toy_cache: Path, whole: Path, tmp_path: Path) -> None:
+def test_workers_do_the_same_though_they_are_killed(toy_cache: Path, whole: Path, tmp_path: Path) -> None:
     events: list[dict[str, Any]] = []
-    killer = threading.Thread(target=kill_workers, args=(tmp_path, 1))
-    killer.start()
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and not any(earlier["event"] == "epoch" for earlier in events):
+            assert list(tmp_path.glob("*/checkpoint*"))
+            both = children("itmfeat.sweeps.worker")  # of which one has 29 epochs before it, the other more
+            assert len(both) == 2
+            for worker in both:
+                kill(worker)
+        events.append(event)
+
     grid = GRID | {"epochs": 30}
-    sweep(cache=toy_cache, runs=tmp_path, workers=2, width=6, tell=events.append, **grid)
-    killer.join()
-    assert [event["event"] for event in events].count("retried") == 1
+    sweep(cache=toy_cache, runs=tmp_path, workers=2, width=6, tell=tell, **grid)
+    assert [event["event"] for event in events].count("retried") == 2
     finished = [event["run"] for event in events if event["event"] == "finished"]
     assert len(finished) == len(set(finished)) == 8
     alone = tmp_path.parent / "undisturbed"

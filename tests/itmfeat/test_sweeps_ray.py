@@ -7,13 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import fails
+from processes import HANG, fails, wait_until
 
 from itmfeat.errors import ItmfeatError, MissingPackageError
 from itmfeat.ray_connection import connection
@@ -32,6 +31,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of a core each, whose death is found within seconds."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # as others on a busy machine
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # others may have filled the memory
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     from ray.cluster_utils import Cluster
@@ -53,11 +53,15 @@ def test_twelve_settings_outlive_a_node(toy_cache: Path, tmp_path: Path, cluster
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while process.poll() is None and len({file.parent for file in runs.glob("*/checkpoint*")}) < 3:
-        time.sleep(0.02)  # two stacks of two runs are at work
-    assert process.poll() is None
+
+    def both_at_work() -> bool:
+        """Two stacks of two runs are, each on a node of its own."""
+        return len({file.parent for file in runs.glob("*/checkpoint*")}) > 2
+
+    wait_until(lambda: process.poll() is not None or both_at_work(), "both nodes are at work")
+    assert process.poll() is None, process.communicate()
     cluster.remove_node(cluster.second, allow_graceful=False)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
     events = [json.loads(line) for line in out.splitlines()]
     finished = [event["run"] for event in events if event["event"] == "finished"]

@@ -177,7 +177,7 @@ def test_wrong_methods_are_one_sentence(
 
 
 def test_a_table_names_methods_beside_losses(toy_cache: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"epochs": 2, "batch_size": 32}
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 32, "head.dim": 16}
     losses = ["triplet", "triplet+ncr"]
     paths = sweep(loss=losses, noise=0.5, seed=(0, 1), cache=toy_cache, runs=tmp_path, **settings)
     assert [path.name.split("-")[3] for path in paths] == ["triplet", "triplet", "triplet+ncr", "triplet+ncr"]

@@ -30,26 +30,26 @@ def model(tmp_path: Path) -> str:
     return f"hf:{tmp_path / 'model'}"
 
 
-def notes(cache: Path, model: str, **given: Any) -> list[str]:
+def notes(pictures: Path, cache: Path, model: str, **given: Any) -> list[str]:
     said: list[str] = []
     given = {"limit": 8, "image_backbone": model, "text_backbone": "none"} | given
-    extract("demo", cache.parent / "data", cache, note=said.append, **given)
+    extract("demo", pictures, cache, note=said.append, **given)
     return said
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(no_compiler(torch.device("cpu"))), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.compile
-def test_compiled_images(model: str, tmp_path: Path) -> None:
-    notes(tmp_path / "eager", model, precision="float32")
-    notes(tmp_path / "cache", model, precision="float32", compiled=True)
+def test_compiled_images(model: str, pictures: Path, tmp_path: Path) -> None:
+    notes(pictures, tmp_path / "eager", model, precision="float32")
+    notes(pictures, tmp_path / "cache", model, precision="float32", compiled=True)
     eager, compiled = (open_cache(tmp_path / name).open("image") for name in ("eager", "cache"))
     np.testing.assert_allclose(compiled.array(), eager.array(), atol=1e-3, rtol=1e-3)  # they are float16
     path = tmp_path / "cache" / "image" / "hf-model.h5"
     before = path.stat().st_mtime_ns
     versions = json.loads(str(compiled.attributes["versions"]))
     assert versions["torch.compile"] == "inductor"
-    notes(tmp_path / "cache", model, precision="float32")  # the same file for both
+    notes(pictures, tmp_path / "cache", model, precision="float32")  # the same file for both
     assert path.stat().st_mtime_ns == before
 
 
@@ -72,11 +72,11 @@ def test_compiled_captions(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_one_note_says_so(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    said = notes(tmp_path / "cache", model, compiled=True, device="cpu")
+    said = notes(pictures, tmp_path / "cache", model, compiled=True, device="cpu")
     assert [line for line in said if "compile" in line] == [no_compiler(torch.device("cpu")) + COMPILED]
     assert "torch.compile" not in str(open_cache(tmp_path / "cache").open("image").attributes["versions"])
 
@@ -84,16 +84,16 @@ def test_without_a_compiler_one_note_says_so(
 COMPILED = ", so nothing is compiled: leave --compile out, or install one"
 
 
-def test_what_is_fused_by_hand_stays_so(tmp_path: Path) -> None:
+def test_what_is_fused_by_hand_stays_so(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
-    said = notes(tmp_path / "cache", "efficientnet-lite0", compiled=True, device="cpu")
+    said = notes(pictures, tmp_path / "cache", "efficientnet-lite0", compiled=True, device="cpu")
     if place("cpu", None, compiled=True).compiled:
         assert any("efficientnet-lite0 is fused by hand" in line for line in said)
     assert call("extract", "--help").stdout.count("--compile") == 1
 
 
 def test_a_half_file_is_gone_on_with_as_it_was_begun(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compiling rounds otherwise: one file is not made in both ways."""
     from itmfeat_extract import makers, pipeline
@@ -101,14 +101,15 @@ def test_a_half_file_is_gone_on_with_as_it_was_begun(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(pipeline, "IMAGE_RANGE", 4)
     with pytest.raises(KeyboardInterrupt):
         extract(
             "demo",
-            tmp_path / "data",
+            pictures,
             tmp_path / "cache",
             model,
             "none",
-            limit=80,
+            limit=6,
             progress=lambda what, done, total: stop() if done else None,
         )
     eager = makers.versions
@@ -116,4 +117,4 @@ def test_a_half_file_is_gone_on_with_as_it_was_begun(
         pipeline, "versions", lambda backbone: eager(backbone) | {"torch.compile": "inductor"}
     )
     with pytest.raises(DataError, match=r"versions|torch.compile"):
-        notes(tmp_path / "cache", model, limit=80)
+        notes(pictures, tmp_path / "cache", model, limit=6)

@@ -15,6 +15,7 @@ from itmfeat.cache.formats import bring, send
 from itmfeat.cache.quantization import quantize_cache
 from itmfeat.cache.subset import subset
 from itmfeat.errors import MissingPackageError, UsageError
+from itmfeat_extract import pipeline
 from itmfeat_extract.backbones import Encoded, Layers, View, lanes, load_image
 from itmfeat_extract.backbones.detectors import WORDS as PROMPT
 from itmfeat_extract.backbones.lanes import encode_pictures
@@ -254,19 +255,19 @@ def test_a_backbone_of_timm_needs_the_package(tmp_path: Path) -> None:
         load_image(f"hf:{tmp_path}", "cpu")
 
 
-def test_regions_come_into_the_cache(tmp_path: Path) -> None:
+def test_regions_come_into_the_cache(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way: pictures of several shapes, boxes, scores, labels, and a part of the cache."""
     model, cache = tmp_path / "model", tmp_path / "cache"
     checkpoint("rt-detr", model)
-    root = tmp_path / "data"
+    monkeypatch.setattr(pipeline, "IMAGE_RANGE", 8)  # two ranges
     options: dict[str, Any] = {
         "image_backbone": f"hf:{model}",
         "text_backbone": "none",
-        "limit": 70,
+        "limit": 15,
         "device": "cpu",
     }
-    extract("demo", root, cache, tokens="topk:3", image_size=32, **options)
-    extract("demo", root, cache, tokens="pooled", image_size=32, **options)
+    extract("demo", pictures, cache, tokens="topk:3", image_size=32, **options)
+    extract("demo", pictures, cache, tokens="pooled", image_size=32, **options)
     assert verify(cache) == []
     found = open_cache(cache)
     assert found.backbones("image") == ["hf-model@32@pooled", "hf-model@32@topk3"]
@@ -277,7 +278,7 @@ def test_regions_come_into_the_cache(tmp_path: Path) -> None:
         2,
         "topk:3",
     )
-    scores = file.array("scores").reshape(70, 3)
+    scores = file.array("scores").reshape(15, 3)
     assert (np.diff(scores, axis=1) <= 0).all()
     boxes, labels = file.array("boxes"), file.array("labels")
     assert ((boxes >= 0) & (boxes <= 1)).all()
@@ -286,21 +287,21 @@ def test_regions_come_into_the_cache(tmp_path: Path) -> None:
     assert file.fingerprint["classes"] == [f"LABEL_{number}" for number in range(4)]
     assert found.open("image", "hf-model@32@pooled").attributes["schema"] == 1
 
-    part = open_cache(subset(cache, tmp_path / "part", images=20)).open("image", "hf-model@32@topk3")
+    part = open_cache(subset(cache, tmp_path / "part", images=5)).open("image", "hf-model@32@topk3")
     assert set(part.extents) == set(file.extents)
     rows = [
         found.index.image_id.tolist().index(name)
         for name in open_cache(tmp_path / "part").index.image_id.tolist()
     ]
-    np.testing.assert_array_equal(part.array("labels").reshape(20, 3), labels.reshape(70, 3)[rows])
+    np.testing.assert_array_equal(part.array("labels").reshape(5, 3), labels.reshape(15, 3)[rows])
 
 
-def test_labels_survive_int8_and_an_archive(tmp_path: Path) -> None:
+def test_labels_survive_int8_and_an_archive(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
     model = tmp_path / "model"
     checkpoint("detr", model)
     options: dict[str, Any] = {"image_backbone": f"hf:{model}", "text_backbone": "none", "limit": 4}
-    cache = Path(str(extract("demo", tmp_path / "data", tmp_path / "cache", image_size=32, **options)))
+    cache = Path(str(extract("demo", pictures, tmp_path / "cache", image_size=32, **options)))
     quantize_cache(cache)
     send("archive", cache, tmp_path / "packed")
     back = bring("archive", tmp_path / "packed", tmp_path / "back")
@@ -310,11 +311,11 @@ def test_labels_survive_int8_and_an_archive(tmp_path: Path) -> None:
         np.testing.assert_array_equal(open_cache(back).open("image", name).array("labels"), labels)
 
 
-def test_a_damaged_label_is_found(tmp_path: Path) -> None:
+def test_a_damaged_label_is_found(pictures: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     checkpoint("detr", model)
     options: dict[str, Any] = {"image_backbone": f"hf:{model}", "text_backbone": "none", "limit": 4}
-    made = Path(str(extract("demo", tmp_path / "data", tmp_path / "cache", image_size=32, **options)))
+    made = Path(str(extract("demo", pictures, tmp_path / "cache", image_size=32, **options)))
     path = made / "image" / "hf-model@32.h5"
     content = bytearray(path.read_bytes())
     content[FeatureFile(path).extents["labels"].offset] ^= 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import HANG
 from test_corpus_general import saved, shard
 
 from itmfeat_extract.corpus import Corpus, read
@@ -54,7 +55,7 @@ def test_a_cluster_reads_shards_and_tables(
         check=False,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=HANG,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr

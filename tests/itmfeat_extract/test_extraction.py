@@ -8,7 +8,6 @@ import pytest
 from processes import call, fails
 
 from itmfeat.cache import open_cache, verify
-from itmfeat_extract.corpus import read
 from itmfeat_extract.extraction import Plan, extract
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
@@ -82,22 +81,20 @@ def test_what_is_no_cache_is_no_dataset(imported: Path) -> None:
     fails(3, "damaged", "extract", imported)
 
 
-def test_a_side_can_be_left_out(tmp_path: Path) -> None:
-    root = tmp_path / "demo"
-    read("demo", root)
+def test_a_side_can_be_left_out(pictures: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    given = ("extract", "demo", "--root", root, "--cache", cache, "--limit", 10)
+    given = ("extract", "demo", "--root", pictures, "--cache", cache, "--limit", 10)
     done = call(*given, "--image-backbone", "none", "--text-backbone", "none", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["features"] == []
-    extract("demo", root, cache, image_backbone="none", limit=10)
+    extract("demo", pictures, cache, image_backbone="none", limit=10)
     found = open_cache(cache)
     assert (found.backbones("image"), found.backbones("text")) == ([], ["minilm-l6"])
-    plan = extract("demo", root, cache, text_backbone="none", limit=10, dry_run=True)
+    plan = extract("demo", pictures, cache, text_backbone="none", limit=10, dry_run=True)
     assert isinstance(plan, Plan)
     assert (plan.text_bytes, plan.image_bytes) == (0, 10 * 1280 * (49 * 2 + 4))
     text = (cache / "text" / "minilm-l6.h5").read_bytes()
-    extract("demo", root, cache, text_backbone="none", limit=10)
+    extract("demo", pictures, cache, text_backbone="none", limit=10)
     assert found.backbones("image") == ["efficientnet-lite0"]
     assert (cache / "text" / "minilm-l6.h5").read_bytes() == text
     assert verify(cache) == []

