@@ -80,7 +80,7 @@ class Memory(nn.Module):
     """
 
     nets: Tensor  # (k,)
-    images: Tensor  # (k, size, E), in the precision of the heads
+    images: Tensor  # (k, size, E)
     texts: Tensor
     ids: Tensor  # (size,)
     true: Tensor  # (k, size)
@@ -88,22 +88,15 @@ class Memory(nn.Module):
     count: Tensor  # (k,) matches seen
     drawn: Tensor  # (k, 2) since the last report
 
-    def __init__(
-        self,
-        heads: tuple[Head, Head],
-        nets: Tensor,
-        size: int,
-        momentum: float,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, heads: tuple[Head, Head], nets: Tensor, size: int, momentum: float) -> None:
         super().__init__()
         self.size, self.momentum = size, momentum
         self.image, self.text = (head.copied(nets) for head in heads)
         k, dim = self.image.linear.bias.shape
         for name, value in {
             "nets": nets,
-            "images": torch.zeros(k, size, dim, dtype=dtype),
-            "texts": torch.zeros(k, size, dim, dtype=dtype),
+            "images": torch.zeros(k, size, dim),
+            "texts": torch.zeros(k, size, dim),
             "ids": torch.full((size,), -1),
             "true": torch.full((k, size), -1),
             "moments": torch.zeros(k, 2, 3),
@@ -128,9 +121,8 @@ class Memory(nn.Module):
 
         `variant` (k,) says which noise each net takes, `truth` (C,) which image each caption of the split
         truly shows (for the report alone). `heads` are those of the whole stack. The result has a gradient
-        by `pick` alone, so epochs in which the loss warms up with its batch do without. The similarities to
-        the queues have the precision of the queues: they say what is drawn. All else is float32, also under
-        the autocast of the heads.
+        by `pick` alone, so epochs in which the loss warms up with its batch do without. May run under the
+        autocast of the heads: everything else computes in float32.
         """
         image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
         with torch.no_grad():
@@ -161,8 +153,8 @@ class Memory(nn.Module):
         latest, self.latest = self.latest, None
         last = min(len(latest.ids), self.size)  # of a batch larger than the queue
         places = (self.pointer + torch.arange(last, device=self.ids.device)) % self.size
-        self.images[:, places] = latest.image[:, -last:].to(self.images.dtype)
-        self.texts[:, places] = latest.text[:, -last:].to(self.texts.dtype)
+        self.images[:, places] = latest.image[:, -last:]
+        self.texts[:, places] = latest.text[:, -last:]
         self.ids[places] = latest.ids[-last:]
         self.true[:, places] = latest.true[:, -last:]
         self.pointer = (self.pointer + last) % self.size
@@ -212,13 +204,9 @@ class Memory(nn.Module):
         """(k, B, E) against the batch and the filled part of a queue, (k, B, B + filled)."""
         size = batch.shape[1]
         dense = query.new_empty(*query.shape[:2], size + self.filled)
-        held, old = queue[:, : self.filled], dense[..., size:]
         with torch.autocast(query.device.type, enabled=False):
             torch.matmul(query, batch.mT, out=dense[..., :size])
-            if queue.dtype == query.dtype:
-                torch.matmul(query, held.mT, out=old)
-            else:
-                old.copy_(query.to(queue.dtype) @ held.mT)
+            torch.matmul(query, queue[:, : self.filled].mT, out=dense[..., size:])
         return dense
 
     def report(self) -> list[dict[str, float]]:

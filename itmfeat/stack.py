@@ -128,8 +128,7 @@ class Stack(nn.Module):
         memory = None
         if size := objective.memory.get("memory"):
             heads = self.image, self.text
-            dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-            memory = Memory(heads, torch.tensor(nets), size, objective.memory["momentum"], dtype)
+            memory = Memory(heads, torch.tensor(nets), size, objective.memory["momentum"])
         return Group(nets, objective, runs[0].method, memory)
 
     def __len__(self) -> int:

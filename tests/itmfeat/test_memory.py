@@ -55,18 +55,11 @@ TRUTH = torch.randint(10, (CAPTIONS,), generator=torch.Generator().manual_seed(5
 class Training:
     """Some runs of a stack with a memory; their heads drift from step to step."""
 
-    def __init__(
-        self,
-        seeds: list[int],
-        runs: list[int],
-        size: int = 14,
-        kind: tuple[str, str] = KINDS[0],
-        dtype: torch.dtype = torch.float32,
-    ):
+    def __init__(self, seeds: list[int], runs: list[int], size: int = 14, kind: tuple[str, str] = KINDS[0]):
         self.heads = make_heads(seeds, *kind)
         self.runs = torch.tensor(runs)
         self.variants = torch.tensor(seeds) % 2  # of the noise, in the whole stack
-        self.memory = Memory(self.heads, self.runs, size, 0.9, dtype)
+        self.memory = Memory(self.heads, self.runs, size, 0.9)
 
     def step(self, step: int, truth: Tensor | None = TRUTH) -> tuple[Similarities, Tensor, Tensor]:
         """The similarities with a memory, and the online embeddings of the runs before normalisation."""
@@ -306,25 +299,6 @@ def test_without_the_truth_nothing_is_reported_of_it() -> None:
     found, *_ = training.step(0, truth=None)
     build("fne", runs=1)(found).sum().backward()
     assert "false_negatives" not in training.memory.report()[0]
-
-
-def test_queues_of_half_precision_round_what_they_hold_and_nothing_else() -> None:
-    full, half = (Training([0, 1], [1, 0], dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    for step in range(4):
-        (wanted, *_), (found, *_) = full.step(step), half.step(step)
-    assert half.memory.texts.dtype is torch.bfloat16
-    assert torch.equal(half.memory.texts, full.memory.texts.bfloat16())
-    assert torch.equal(found.i2t[..., :SIZE], wanted.i2t[..., :SIZE])
-    for mine, exact in ((found.i2t, wanted.i2t), (found.t2i, wanted.t2i)):
-        assert mine.dtype is torch.float32
-        torch.testing.assert_close(mine, exact, atol=0.02, rtol=0)
-    index = torch.full((2, SIZE), SIZE + 3)
-    picked = found.pick("image", index)
-    assert picked.dtype is torch.float32
-    torch.testing.assert_close(picked, found.i2t[..., SIZE + 3], atol=0.01, rtol=0)
-    net = {name: value.clone() for name, value in half.memory.state(0).items()}
-    half.memory.restore(0, net)
-    assert torch.equal(half.memory.state(0)["texts"], net["texts"])
 
 
 def test_under_autocast_all_but_the_heads_is_float32() -> None:
