@@ -56,7 +56,7 @@ def member_of(config: RunConfig, features: Features, runs: Path) -> Member:
     return Member(Run(runs / config.name), config, noise, pairs.caption_image, unseen)
 
 
-def begun(member: Member, locks: ExitStack, taken: list[DataError]) -> bool:
+def claimed(member: Member, locks: ExitStack, taken: list[DataError]) -> bool:
     """Whether a run is to be trained here: it is not finished, and no other process trains it.
 
     Its folder is made and locked; an error about the lock of another process goes to `taken`.

@@ -41,7 +41,7 @@ def _connect(ray: Any, address: str | None) -> None:
     except (ConnectionError, TimeoutError, socket.gaierror) as error:
         raise ItmfeatError(
             f"no Ray cluster answers: start one with `ray start --head`, or correct {place}, whose port is "
-            "the one that this command names, not that of the dashboard"
+            "6379 if none was chosen, and 10001 with ray://, not that of the dashboard"
         ) from error
     except (RuntimeError, ValueError, OverflowError) as error:
         reason = reason_of(error)
@@ -56,6 +56,7 @@ def _knock(address: str) -> None:
     if not (colon and port.isdigit()):
         return
     with socket.create_connection((host, int(port)), 5) as server:
+        server.settimeout(20)  # a busy cluster takes its time to answer
         if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(server):
             raise ConnectionError
 

@@ -24,7 +24,7 @@ from itmfeat.features import Features, reopen
 from itmfeat.heads import input_statistics
 from itmfeat.loader import Batch, Source, Stream
 from itmfeat.losses import similarities
-from itmfeat.members import Member, begun, member_of
+from itmfeat.members import Member, claimed, member_of
 from itmfeat.pairs import Pairs
 from itmfeat.robust import Means, Method, Scores, Setting, scored
 from itmfeat.stack import Stack, StackedRun, embed_pairs, head_state, joined, load_heads, stacked
@@ -307,19 +307,20 @@ def train_stack(
         trainer = Trainer(group, features, where, resident, note)
         with ExitStack() as locks:
             # Only now: a request that fails leaves no folder behind.
-            left = [member for member in group if begun(member, locks, taken)]
+            left = [member for member in group if claimed(member, locks, taken)]
             if left and len(left) < len(group):
+                del trainer  # and what it holds of a GPU's memory
                 trainer = Trainer(left, features, where, resident, note)
             if left:
                 _train(trainer, progress, logged)
     failed = [member for member in members if member.diverged is not None]
-    if failed:
-        raise ItmfeatError(
-            f"{failed[0].run.path} diverged in epoch {failed[0].diverged}: its loss is no number any more; "
-            "try a lower learning rate"
-        )
-    if taken:
-        raise taken[0]
+    reasons = [
+        f"{member.run.path} diverged in epoch {member.diverged}: its loss is no number any more; "
+        "try a lower learning rate"
+        for member in failed[:1]
+    ]
+    if reasons or taken:
+        raise (ItmfeatError if failed else DataError)("; ".join([*reasons, *map(str, taken)]))
     return [member.run.path for member in members]
 
 

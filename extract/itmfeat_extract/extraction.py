@@ -331,14 +331,14 @@ def _bytes(
 ) -> int:
     """What a file will take: vectors and all that stands beside them."""
     spec = FeatureSpec(
-        "",
-        backbone.name,
-        "",
-        lengths,
-        backbone.dim,
-        dtype,
-        backbone.pooled_dim,
-        boxed,
+        kind="image or text",
+        backbone=backbone.name,
+        dataset="of no matter",
+        lengths=lengths,
+        dim=backbone.dim,
+        dtype=dtype,
+        pooled_dim=backbone.pooled_dim,
+        boxed=boxed,
         labelled=boxed,
     )
     return spec.nbytes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.errors import DataError, ItmfeatError, disk_full
+from itmfeat.errors import DataError, ItmfeatError, disk_full, reason_of
 from itmfeat.locks import lock_file
 
 SPLITS = ("train", "val", "test")
@@ -158,7 +158,7 @@ def write_index(
         _place(path, image, place)
     except OSError as error:
         raise disk_full(error, path, "") or ItmfeatError(
-            f"{path.parent} cannot become a cache ({error.strerror}): choose another folder with --cache"
+            f"{path.parent} cannot become a cache ({reason_of(error)}): choose another folder with --cache"
         ) from error
     there = read_index(path)
     if there.digest != digest:

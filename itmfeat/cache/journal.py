@@ -103,12 +103,14 @@ def clear_finished(path: Path) -> None:
             Journal(journal_of(path)).remove()
 
 
-def other(key: str, there: dict[str, Any], asked: dict[str, Any]) -> str:
+def mismatch(key: str, there: dict[str, Any], asked: dict[str, Any]) -> str:
     """In which an attribute of a file differs from what is asked; of a fingerprint its first such entry."""
     if key != "fingerprint":
         return f"another {key} ({there.get(key)}, not {asked[key]})"
     old, new = (dict(json.loads(source.get(key, "{}"))) for source in (there, asked))
-    part = next((name for name in sorted(old | new) if old.get(name) != new.get(name)), key)
+    part = next((name for name in sorted(old | new) if old.get(name) != new.get(name)), None)
+    if part is None:  # the same in other words
+        return "another fingerprint"
     then, now = (str(source.get(part))[:40] for source in (old, new))
     return f"another fingerprint ({part}: {then}, not {now})"
 
@@ -123,7 +125,7 @@ def difference(begun: dict[str, Any], asked: dict[str, Any]) -> str:
     then, now = (dict(json.loads(source.get("versions", "{}"))) for source in (begun, asked))
     changed = sorted(name for name in then | now if then.get(name) != now.get(name))
     if others or not changed:
-        which = f": {other(others[0], begun, asked)}" if begun and others else ""
+        which = f": {mismatch(others[0], begun, asked)}" if begun and others else ""
         return f"was begun with other settings{which}; repeat it with those, or delete it to start over"
     old, new = (", ".join(f"{name} {source.get(name)}" for name in changed) for source in (then, now))
     return (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itmfeat.cache import schema, seal
-from itmfeat.cache.journal import clear_finished, other
+from itmfeat.cache.journal import clear_finished, mismatch
 from itmfeat.cache.writer import FeatureSpec, layout
 from itmfeat.errors import DataError
 
@@ -156,7 +156,7 @@ def holds(path: Path, spec: FeatureSpec) -> bool:
     for key in ("kind", "backbone", "dtype", "tokens", "fingerprint"):
         if found.attributes.get(key) != wanted[key]:
             raise DataError(
-                f"{path} holds features with {other(key, found.attributes, wanted)}; "
+                f"{path} holds features with {mismatch(key, found.attributes, wanted)}; "
                 "choose another folder or name, or delete it"
             )
     clear_finished(path)

@@ -267,8 +267,9 @@ def _search(brain: str, as_json: bool, planned: bool, **asked: Any) -> None:
 def _run(plan: Any, site: Any, as_json: bool) -> None:
     """Train a plan under the eyes of the user, or of a program."""
     from itmfeat.console import Board, note
-    from itmfeat.sweeps.sweep import run_plan
+    from itmfeat.sweeps.sweep import check, run_plan
 
+    check(plan, site)
     if plan.stacks and not as_json:
         note(_table(plan, sys.stderr))
     note(_counts(plan))

@@ -59,7 +59,7 @@ def configured(features: Features, point: dict[str, Choice]) -> RunConfig:
     try:
         return _configuration(features, point)
     except ItmfeatError as error:
-        raise type(error)(f"{_cause(features, point)}: {error}") from None
+        raise type(error)(f"{_cause(features, point, str(error))}: {error}") from None
 
 
 def _configuration(features: Features, point: dict[str, Choice]) -> RunConfig:
@@ -71,13 +71,19 @@ def _configuration(features: Features, point: dict[str, Choice]) -> RunConfig:
     return configuration(features, loss, robust=method or None, overrides=overrides, **given)
 
 
-def _cause(features: Features, point: dict[str, Choice]) -> str:
-    """Where the choice was written that is wrong with the loss alone; the loss, if none of them is."""
+def _cause(features: Features, point: dict[str, Choice], message: str) -> str:
+    """Where the choices were written without which this error would not be; the loss, if there are none."""
     label = point["loss"]
-    for key, choice in [("loss", label), *point.items()]:
-        try:
-            _configuration(features, {"loss": label, key: choice})
-        except ItmfeatError:
-            of_loss = key.partition(".")[0] in ("loss", "robust")
-            return f"{choice.place}, {label.value}" if of_loss else choice.place
-    return f"{label.place}, {label.value}"
+    causes = [key for key in point if key != "loss" and _error(features, point, key) != message]
+    of_loss = not causes or any(key.partition(".")[0] in ("loss", "robust") for key in causes)
+    places = dict.fromkeys(point[key].place for key in causes or ["loss"])
+    return ", ".join([*places, label.value] if of_loss else places)
+
+
+def _error(features: Features, point: dict[str, Choice], left_out: str) -> str:
+    """What is wrong with a point without one of its choices."""
+    try:
+        _configuration(features, {key: choice for key, choice in point.items() if key != left_out})
+    except ItmfeatError as error:
+        return str(error)
+    return ""

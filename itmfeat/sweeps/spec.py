@@ -79,7 +79,7 @@ def read_spec(file: Path | None, flags: Mapping[str, Any], runs: Path | None = N
     asked = {key: given(f"--{_flag(key)}", value) for key, value in flags.items()}
     grids = [_grid(shared, part, asked) for part in _parts(whole.get("grids"), top.place)]
     name = None if "name" not in whole else _text("name", whole["name"])
-    if name is not None and Path(name).name != name:
+    if name is not None and (Path(name).name != name or name == ".."):
         raise UsageError(
             f"{whole['name'].place}: name is that of one folder, not {name!r}; `runs:` takes a path"
         )

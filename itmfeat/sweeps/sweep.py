@@ -53,10 +53,8 @@ class Site:
             raise UsageError(f"--gpus is the share of a stack, as in 0.5, not {self.gpus:g}")
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
             raise UsageError(f"--gpus is a part of one GPU, or whole GPUs, not {self.gpus:g}")
-        if self.engine == "local":
-            if self.address or self.gpus:
-                raise UsageError("--address and --gpus go with --engine ray")
-            residency.checked(self.resident, choose_device(self.device))
+        if self.engine == "local" and (self.address or self.gpus):
+            raise UsageError("--address and --gpus go with --engine ray")
         residency.checked(self.resident)
 
     @cached_property
@@ -204,19 +202,26 @@ def run_plan(
     return plan.folders()
 
 
+def check(plan: Plan, site: Site) -> None:
+    """An error where nothing of a plan could begin: its folder cannot be made, or its features not held."""
+    if not plan.stacks:
+        return
+    if site.engine == "local":
+        residency.checked(site.resident, choose_device(site.device))
+    make_place(plan.runs)
+
+
 def _train(plan: Plan, site: Site, tell: Tell, note: Note) -> Tally:
     """Train a plan, whatever becomes of its settings."""
     began = time.monotonic()
     tally = Tally(tell)
-    jobs = site.jobs(plan)
-    if jobs:
-        make_place(plan.runs)
+    check(plan, site)
     tell({"event": "planned", **described(plan)})
     stacked = {name for stack in plan.stacks for name in stack.names}  # their stacks tell of these
     for name in plan.diverged:
         if name not in stacked:
             tally({"event": "diverged", "run": name, "epoch": None})
-    site.executor()(jobs, tally, note)
+    site.executor()(site.jobs(plan), tally, note)
     tell({"event": "done", **tally.count(), "seconds": round(time.monotonic() - began, 1)})
     return tally
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def _train(job: Job, configs: list[RunConfig], tell: Tell, note: Note) -> str:
     except ItmfeatError as error:
         return str(error)
     except OSError as error:
-        return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        return f"{error.strerror or reason_of(error)}{f' ({error.filename})' if error.filename else ''}"
     except RuntimeError as error:
         return f"{type(error).__name__}: {reason_of(error)}"
     else:
@@ -106,6 +107,7 @@ class Epochs:
     def __init__(self, job: Job, configs: list[RunConfig], tell: Tell) -> None:
         self._job, self._configs, self._tell = job, configs, tell
         self._line, self._said = "", 0.0
+        self._lengths = {config.name: 0 for config in configs}  # of the logs, in epochs
         self.told = 0  # epochs
 
     def step(self, done: int, total: int, line: str) -> None:
@@ -121,15 +123,16 @@ class Epochs:
     def look(self) -> None:
         """Read what the run folders have logged since the last time."""
         logs = {config.name: self._job.run(config).metrics() for config in self._configs}
-        epochs = max(map(len, logs.values()), default=0)
-        if epochs <= self.told:
+        longer = [len(log) for name, log in logs.items() if len(log) > self._lengths[name]]
+        if not longer:
             return
-        self.told = epochs
+        self._lengths = {name: len(log) for name, log in logs.items()}
+        self.told = mode(longer)  # another process may be elsewhere with a setting of its own
         self._tell(
             {
                 "event": "epoch",
                 "stack": self._job.number,
-                "epoch": epochs,
+                "epoch": self.told,
                 "epochs": self._configs[0].schedule.epochs,
                 "val_rsum": {name: log[-1]["val"]["rsum"] for name, log in logs.items() if log},
             }

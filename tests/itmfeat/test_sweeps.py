@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from processes import HANG, call, children, finish_under_kills, kill
+from processes import HANG, call, children, fails, finish_under_kills, kill
 
 import itmfeat
 from itmfeat.console import Board
 from itmfeat.errors import ItmfeatError
+from itmfeat.memory import Memory
 from itmfeat.runs import Run
 from itmfeat.sweeps import plan_sweep, sweep
 from itmfeat.sweeps.expand import settings
@@ -192,6 +193,31 @@ def test_nothing_of_a_stack_without_room_is_left_when_its_halves_train(
     assert len(made) == 3
 
 
+def test_an_estimate_is_of_full_queues_behind_the_warm_up(
+    toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+
+    def seen(self: Memory, s: Any, *rest: Any) -> Any:
+        found = forward(self, s, *rest)
+        widths.append(found.i2t.shape[-1] - s.i2t.shape[-1])
+        return found
+
+    forward = Memory.forward
+    monkeypatch.setattr(Memory, "forward", seen)
+    given = ["sweep", "--loss", "fne", "--set", "loss.memory=64", "--cache", toy_cache, "--dry-run"]
+    assert "of training steps" in call(*given).stdout
+    assert widths
+    assert set(widths) == {64}
+
+
+def test_commands_for_a_machine_with_another_device(toy_cache: Path, at: Path) -> None:
+    given = ["sweep", "--loss", "triplet", "--cache", toy_cache, "--resident", "gpu"]
+    assert "--resident gpu" in call(*given, "--print-commands").stdout
+    if not torch.cuda.is_available():
+        fails(2, "--resident gpu needs --device cuda", *given)
+
+
 def test_no_room_for_an_estimate(toy_cache: Path, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any) -> float:
         raise torch.OutOfMemoryError
@@ -257,13 +283,13 @@ def test_workers_do_the_same_though_they_are_killed(toy_cache: Path, whole: Path
     def tell(event: dict[str, Any]) -> None:
         if event["event"] == "epoch" and not any(earlier["event"] == "epoch" for earlier in events):
             assert list(tmp_path.glob("*/checkpoint*"))
-            both = children("itmfeat.sweeps.worker")  # of which one has 29 epochs before it, the other more
+            both = children("itmfeat.sweeps.worker")  # of which one has 99 epochs before it, the other more
             assert len(both) == 2
             for worker in both:
                 kill(worker)
         events.append(event)
 
-    grid = GRID | {"epochs": 30}
+    grid = GRID | {"epochs": 100}
     sweep(cache=toy_cache, runs=tmp_path, workers=2, width=6, tell=tell, **grid)
     assert [event["event"] for event in events].count("retried") == 2
     finished = [event["run"] for event in events if event["event"] == "finished"]

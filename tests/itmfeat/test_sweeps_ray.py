@@ -143,6 +143,6 @@ def test_a_port_that_is_none_of_ray(toy_cache: Path, at: Path) -> None:
             asking.sendall(b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=refuse).start()
+        threading.Thread(target=refuse, daemon=True).start()
         where = ["--engine", "ray", "--address", f"127.0.0.1:{server.getsockname()[1]}"]
         fails(1, "not that of the dashboard", "sweep", "--loss", "triplet", "--cache", toy_cache, *where)

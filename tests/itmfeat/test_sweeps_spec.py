@@ -131,6 +131,8 @@ WRONG = {
     "loss: triplet\nlr: 1\nschedule.lr: 1": "line 3: lr and schedule.lr are one key; give one of them",
     "loss: triplet\nschedule.seed: 1": "line 2: unknown key 'schedule.seed'",
     "name: ../b\nloss: triplet": "line 1: name is that of one folder, not '../b'",
+    "name: ..\nloss: triplet": "line 1: name is that of one folder, not '..'",
+    "loss: triplet\nepochs: 3\nnoise: 0.3\nnoise_seed: published": "line 3, .*, line 4: no seed is published",
     "loss: triplet\0": "study.yaml: no YAML, it holds the character 0x0000",
     "loss: &a [*a]": "study.yaml: a value contains itself",
     "loss: triplet\ncache: caches/none\nimage_backbone: toy": "error: study.yaml, line 2: caches/none is no",

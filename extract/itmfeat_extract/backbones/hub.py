@@ -141,7 +141,9 @@ def load_model(
         config = read_json(folder / "config.json")
         if config.get("architectures") == [bare]:
             return load_model(bare, folder, **options)[0], set(optional)
-        if "projection_dim" in config:  # of both halves; LAION's say it here alone, and theirs is a default
+        if (
+            "projection_dim" in config
+        ):  # LAION's say it here alone; in the config of a half then stands a default
             options["projection_dim"] = config["projection_dim"]
     with quiet():
         import torch
