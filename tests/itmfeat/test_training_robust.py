@@ -162,7 +162,7 @@ def test_a_restart_touches_one_run_alone(toy_cache: Path, tmp_path: Path) -> Non
         ),
         ("triplet", {"robust": "ncr", "overrides": ["robust.threshold=7"]}, r"must be in \[0, 1\], not 7"),
         ("triplet", {"robust": "ncr", "overrides": ["robust.warm=-1"]}, "must be at least 0, not -1"),
-        ("triplet", {"overrides": ["robust.warm=1"]}, "name one with the loss, as in snll+ncr"),
+        ("triplet", {"overrides": ["robust.warm=1"]}, "name one with the loss"),
         ("fne", {"overrides": ["loss.memory=0"]}, "must be at least 1"),
         ("fne", {"overrides": ["loss.prior=0"]}, "loss.prior of fne must be in"),
         ("triplet", {"robust": "osa"}, "12 dimensions and texts 8"),
