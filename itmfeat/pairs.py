@@ -44,6 +44,11 @@ def split_pairs(index: DatasetIndex, split: str, per_image: int = 0, missing: In
     if per_image:
         keep = rank_in_image(caption_image) < per_image
         captions, caption_image = captions[keep], caption_image[keep]
+    if not named and split != "train":
+        raise DataError(
+            f"{index.name} has no {split} split: extract it into another --cache with "
+            f"--{split}-fraction 0.1, which makes one out of training images"
+        )
     if not len(images) or len(np.unique(caption_image)) != len(images):
         raise DataError(f"the {split} split of {index.name} is empty or has images without a caption")
     return Pairs(images, captions, caption_image, dropped=total - len(captions), missing=named - len(images))

@@ -1,6 +1,5 @@
 """Commands about features: extract, and what lies in a cache."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,8 +51,8 @@ def extract(
     name: Annotated[str | None, typer.Option(help="Name of a dataset in a general layout.")] = None,
     on_error: Annotated[str, typer.Option(help="At an unreadable image: stop or skip.")] = "stop",
     workers: WorkersOption = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
-    test_fraction: Annotated[float | None, typer.Option(help="Where there is no split.")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Where there is no such split.")] = None,
+    test_fraction: Annotated[float | None, typer.Option(help="Where there is no such split.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of a split by fractions.")] = None,
     device: DevicesOption = "auto",
     precision: PrecisionOption = None,
@@ -72,12 +71,12 @@ def extract(
     settings = {key: value for key, value in locals().items() if key not in _NOT_FOR_EXTRACT}
 
     from itmfeat.console import Meter, note
-    from itmfeat_extract.corpus import DEFAULT_FRACTIONS
+    from itmfeat_extract.corpus import SplitFractions
     from itmfeat_extract.extraction import extract as run
     from itmfeat_extract.launch import launched
 
     if asked := _given(val=val_fraction, test=test_fraction, seed=split_seed):
-        settings["fractions"] = dataclasses.replace(DEFAULT_FRACTIONS, **asked)
+        settings["fractions"] = SplitFractions(**{"val": None, "test": None} | asked)
     with Meter() as meter:
         made = run(**settings, progress=meter.count, note=note)
     if not launched().rank:  # of several copies of this command the first speaks

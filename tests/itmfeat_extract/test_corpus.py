@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,4 +250,23 @@ def test_an_empty_caption_is_an_error(tmp_path: Path) -> None:
 
 def test_own_splits_and_fractions_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"toy has its own splits \(s\): leave the split"):
-        assemble("toy", tmp_path, [row(1)], source="s", folders=[""], fractions=SplitFractions(0.1))
+        assemble("toy", tmp_path, [row(1)], source="s", folders=[""], fractions=SplitFractions(seed=1))
+    rows = [row(number, split=split) for number, split in enumerate(["train", "val", "train"])]
+    with pytest.raises(UsageError, match="leave the split"):
+        assemble("toy", tmp_path, rows, source="s", folders=[""], fractions=SplitFractions(0.1))
+
+
+def test_fractions_make_a_split_that_a_source_lacks_out_of_its_training_images(tmp_path: Path) -> None:
+    splits = ["train", "test"] * 10
+    for number in range(20):
+        (tmp_path / f"{number}.jpg").touch()
+    rows = [row(number, split=split) for number, split in enumerate(splits)]
+    given: dict[str, Any] = {"source": "s", "folders": [""]}
+    found = assemble("toy", tmp_path, rows, fractions=SplitFractions(val=0.3), **given)
+    assert found.image_splits[1::2] == ["test"] * 10
+    assert Counter(found.image_splits[::2]) == {"train": 7, "val": 3}
+    assert (
+        found.origin == "s; splits as given there, and out of train drawn at random: val 0.3, test 0, seed 0"
+    )
+    with pytest.raises(UsageError, match="has its own splits"):
+        assemble("toy", tmp_path, rows, fractions=SplitFractions(0.1, 0.1), **given)

@@ -14,11 +14,10 @@ from itmfeat_extract.corpus.flickr import read_flickr8k, read_flickr30k
 from itmfeat_extract.corpus.folder import read_albef, read_folder
 from itmfeat_extract.corpus.rows import LAYOUT
 from itmfeat_extract.corpus.shards import read_webdataset
-from itmfeat_extract.corpus.splits import DEFAULT as DEFAULT_FRACTIONS
 from itmfeat_extract.corpus.splits import keep_first
 from itmfeat_extract.corpus.tables import read_datasets
 
-__all__ = ["DEFAULT_FRACTIONS", "GENERAL", "READERS", "SPLITS", "Corpus", "SplitFractions", "read"]
+__all__ = ["GENERAL", "READERS", "SPLITS", "Corpus", "SplitFractions", "read"]
 
 READERS: dict[str, Callable[[Path, SplitFractions | None], Corpus]] = {
     "albef": read_albef,

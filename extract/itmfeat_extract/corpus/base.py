@@ -18,19 +18,21 @@ Opener = Callable[[str], BinaryIO]
 
 @dataclass(frozen=True)
 class SplitFractions:
-    """How to split a dataset that comes without splits: seeded, by image.
+    """How to make splits that a dataset comes without: seeded, by image.
 
-    `val` and `test` are fractions of the images in [0, 1); what is left is `train`.
+    `val` and `test` are fractions of the images in [0, 1); what is left is `train`. None is 0.1 for a dataset
+    without any split, and else 0.
     """
 
-    val: float = 0.0
-    test: float = 0.0
+    val: float | None = 0.0
+    test: float | None = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
+        val, test = self.val or 0, self.test or 0
+        if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
             raise UsageError(
-                f"the split fractions val={self.val} and test={self.test} must each be at least 0 "
+                f"the split fractions val={val} and test={test} must each be at least 0 "
                 "and together less than 1, so that images are left to train on"
             )
         if not 0 <= self.seed < 2**32:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +64,22 @@ def assemble(
 def _splits(
     name: str, rows: Sequence[Row], source: str, fractions: SplitFractions | None
 ) -> tuple[list[str], str]:
+    """A split for each row, and what was done; a split that the source lacks is made out of its train."""
     own = [row.split for row in rows if row.split is not None]
-    if own and fractions is not None:
-        raise UsageError(f"{name} has its own splits ({source}): leave the split fractions out")
-    if own:
+    if own and fractions is None:
         return own, "splits as given there"
-    chosen = fractions or DEFAULT
-    said = f"splits drawn at random: val {chosen.val:g}, test {chosen.test:g}, seed {chosen.seed}"
-    return draw(len(rows), chosen), said
+    chosen = fractions or SplitFractions(None, None)
+    if not own:
+        val, test = (DEFAULT if part is None else part for part in (chosen.val, chosen.test))
+        chosen = replace(chosen, val=val, test=test)
+    asked = {split for split, part in (("val", chosen.val), ("test", chosen.test)) if part}
+    if own and ("train" not in own or not asked or asked & set(own)):
+        raise UsageError(f"{name} has its own splits ({source}): leave the split fractions out")
+    drawn = iter(draw(own.count("train") if own else len(rows), chosen))
+    splits = [row.split if row.split in ("val", "test") else next(drawn) for row in rows]
+    made = "splits as given there, and out of train" if own else "splits"
+    shares = f"val {chosen.val or 0:g}, test {chosen.test or 0:g}"
+    return splits, f"{made} drawn at random: {shares}, seed {chosen.seed}"
 
 
 def _caption(raw: str, row: Row, source: str) -> str:

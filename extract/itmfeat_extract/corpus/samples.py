@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError
 from itmfeat_extract.corpus.annotations import parsed
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
@@ -79,8 +78,7 @@ def distinct(records: list[Record]) -> Iterator[Record]:
 def read_loose(name: str, root: Path, fractions: SplitFractions | None) -> Corpus:
     """Images anywhere below a folder, each with its captions in a file of the same name beside it.
 
-    Where all of them lie in folders called after the three splits (`train/`, `val/`, `test/`), these tell
-    them, unless fractions are given.
+    Where all of them lie in folders that are called after splits (`train/`, `test/`), these tell them.
     """
     rows = grouped(_loose(name, root), str(root))
     if not rows:
@@ -89,7 +87,7 @@ def read_loose(name: str, root: Path, fractions: SplitFractions | None) -> Corpu
             f"name beside it: give the folder that does with --root DIR; {LAYOUT}"
         )
     folders = [_split_of_folder(row.files[0]) for row in rows]
-    if fractions is None and set(folders) == set(SPLITS) and not any(row.split for row in rows):
+    if all(folders) and len(set(folders)) > 1 and not any(row.split for row in rows):
         rows = [replace(row, split=split) for row, split in zip(rows, folders, strict=True)]
     source = f"{len(rows)} images with their texts beside them"
     return assemble(name, root, rows, source=source, folders=("",), fractions=fractions)

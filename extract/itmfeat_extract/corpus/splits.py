@@ -9,7 +9,7 @@ from itmfeat.cache import SPLITS
 from itmfeat.errors import DataError, UsageError
 from itmfeat_extract.corpus.base import Corpus, SplitFractions
 
-DEFAULT = SplitFractions(val=0.1, test=0.1, seed=0)
+DEFAULT = 0.1  # of val and of test, where a dataset has no split
 
 
 def draw(images: int, fractions: SplitFractions) -> list[str]:
@@ -19,7 +19,7 @@ def draw(images: int, fractions: SplitFractions) -> list[str]:
     """
     sizes = {
         split: max(1, round(fraction * images)) if fraction else 0
-        for split, fraction in (("val", fractions.val), ("test", fractions.test))
+        for split, fraction in (("val", fractions.val or 0), ("test", fractions.test or 0))
     }
     if images < 1 + sum(size > 0 for size in sizes.values()):
         raise DataError(f"{images} images are too few to split: give smaller split fractions")
