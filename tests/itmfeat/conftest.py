@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from itmfeat.cache import FeatureSpec, FeatureWriter, write_index
+from itmfeat.cache import FeatureSpec, FeatureWriter, open_cache, write_index
 
 IMAGES, PER_IMAGE, REGIONS, IMAGE_DIM, TEXT_DIM = 60, 5, 4, 12, 8
 
@@ -18,6 +18,15 @@ def write_features(path: Path, spec: FeatureSpec, vectors: np.ndarray) -> None:
             first, last = writer.offsets[items.start], writer.offsets[items.stop]
             writer.write(index, features=vectors[first:last])
         writer.finish()
+
+
+def vectors(cache: Path, kind: str) -> np.ndarray:
+    """The only vector of each item (items, D), straight from the bytes."""
+    file = open_cache(cache).open(kind)
+    extent = file.extents["features"]
+    return np.fromfile(file.path, extent.dtype, np.prod(extent.shape), offset=extent.offset).reshape(
+        extent.shape
+    )
 
 
 @pytest.fixture(scope="session")

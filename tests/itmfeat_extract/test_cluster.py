@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import HANG
-from test_corpus_general import saved, shard
+from test_corpus_shards_tables import saved, shard
 
 from itmfeat_extract.corpus import Corpus, read
 
