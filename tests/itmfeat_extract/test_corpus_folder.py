@@ -158,7 +158,8 @@ def test_images_beside_their_texts_are_split_by_folders_called_so(tmp_path: Path
         (tmp_path / f"{place}.txt").write_text(place)
     found = read("folder", tmp_path)
     assert found.image_splits == [caption.partition("/")[0] for caption in found.captions]
-    assert "drawn at random" in read("folder", tmp_path, fractions=SplitFractions(0.5)).origin
+    with pytest.raises(UsageError, match="has its own splits"):
+        read("folder", tmp_path, fractions=SplitFractions(0.5))
     (tmp_path / "c.jpg").touch()
     (tmp_path / "c.txt").write_text("elsewhere")
     assert "drawn at random" in read("folder", tmp_path).origin
@@ -167,17 +168,16 @@ def test_images_beside_their_texts_are_split_by_folders_called_so(tmp_path: Path
         read("folder", tmp_path)
 
 
-def test_folders_of_two_splits_leave_the_third_to_a_draw(tmp_path: Path) -> None:
-    for place in ("train/a", "train/test_tube/b", "test/a"):
+def test_folders_of_two_splits_leave_the_third_to_fractions(tmp_path: Path) -> None:
+    places = [*(f"train/{number}" for number in range(7)), "train/test_tube/b", "test/a"]
+    for place in places:
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / f"{place}.jpg").touch()
         (tmp_path / f"{place}.txt").write_text(place)
-    assert "drawn at random" in read("folder", tmp_path).origin
-    (tmp_path / "val").mkdir()
-    (tmp_path / "val/a.jpg").touch()
-    (tmp_path / "val/a.txt").write_text("val/a")
     found = read("folder", tmp_path)
     assert found.image_splits == [caption.partition("/")[0] for caption in found.captions]
+    found = read("folder", tmp_path, fractions=SplitFractions(0.25))
+    assert Counter(found.image_splits) == {"train": 6, "val": 2, "test": 1}
 
 
 # ---- names
