@@ -42,10 +42,11 @@ def read(
 ) -> Corpus:
     """The dataset in the folder `root` as `reader` reads it; every image that it lists is there.
 
-    `fractions` split a dataset that comes without splits, and are refused where it has its own.
-    `limit` keeps that many images: the first ones of each split, in proportion to the splits, at
-    least one of each where possible. A missing `demo` is drawn; any other must be there. `name` is what a
-    dataset of a general layout is called, by default as its folder.
+    `fractions` split a dataset that comes without splits. Of one that lacks a split they make it out of its
+    training images; for a split that it has they are refused. `limit` keeps that many images: the first ones
+    of each split, in proportion to the splits, at least one of each where possible. A missing `demo` is
+    drawn; any other must be there. `name` is what a dataset of a general layout is called, by default as its
+    folder.
     """
     if reader not in READERS:
         raise unknown("dataset", reader, list(READERS))
