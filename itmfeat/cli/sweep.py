@@ -13,11 +13,11 @@ import typer
 from itmfeat.cli.shell import DeviceOption, JsonOption, app, command, print_json, print_no_more
 from itmfeat.errors import UsageError
 
-Listed = str | None
+Listed = list[str] | None
 
 
 def _list(text: str) -> Any:
-    return typer.Option(help=f"{text} Several with commas.")
+    return typer.Option(help=f"{text} Several with commas, or repeated.")
 
 
 SpecArgument = Annotated[Path | None, typer.Argument(help="A YAML file; flags take the place of its keys.")]
@@ -132,7 +132,7 @@ def _grid(asked: dict[str, Any]) -> dict[str, list[str]]:
     """The values of the flags that were given."""
     from itmfeat.sweeps.spec import split_flag, split_overrides
 
-    given = {key: asked[key] for key in _AXES if asked[key] is not None}
+    given = {key: ",".join(asked[key]) for key in _AXES if asked[key] is not None}
     grid = {key: split_flag(f"--{key.replace('_', '-')}", text) for key, text in given.items()}
     return grid | split_overrides(asked["overrides"] or [])
 
@@ -284,9 +284,9 @@ def _print_commands(plan: Any, asked: dict[str, Any], as_json: bool) -> None:
     from itmfeat.console import note
 
     words = ["itmfeat", "sweep", *([str(asked["spec"])] if asked["spec"] else [])]
-    for key in (*_AXES, "runs", "device", "resident"):
-        if asked[key] not in (None, "auto"):
-            words += [f"--{key.replace('_', '-')}", str(asked[key])]
+    plain = [*_AXES, "runs", "device", "resident"]
+    for key, value in ((key, asked[key]) for key in plain if asked[key] not in (None, "auto")):
+        words += [f"--{key.replace('_', '-')}", ",".join(value) if key in _AXES else str(value)]
     for text in asked["overrides"] or []:
         words += ["--set", text]
     words += [f"--{key}" for key in ("verify", "yes") if asked[key]]

@@ -1,5 +1,6 @@
 """What a sweep may ask for: grids from files and flags, and what is wrong with them in one sentence."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ def test_what_is_wrong_is_said_in_one_sentence_before_anything_starts(
     code = 3 if "caches/none" in text else 2
     fails(code, WRONG[text], "sweep", written(at, text), *extra)
     assert [file.name for file in at.iterdir()] == ["study.yaml"]
+
+
+def test_a_flag_may_be_repeated(toy_cache: Path, at: Path) -> None:
+    given = ["--loss", "triplet,snll", "--loss", "infonce", "--seed", 1, "--cache", toy_cache]
+    assert "3 settings" in call("sweep", *given, "--dry-run").stdout
+    commands = json.loads(call("sweep", *given, "--print-commands", "--json").stdout)
+    assert "--loss triplet,snll,infonce --cache" in commands[0]
 
 
 def test_wrong_flags(toy_cache: Path, at: Path) -> None:
