@@ -313,14 +313,13 @@ def train_stack(
                 trainer = Trainer(left, features, where, resident, note)
             if left:
                 _train(trainer, progress, logged)
-    failed = [member for member in members if member.diverged is not None]
-    reasons = [
-        f"{member.run.path} diverged in epoch {member.diverged}: its loss is no number any more; "
-        "try a lower learning rate"
-        for member in failed[:1]
-    ]
-    if reasons or taken:
-        raise (ItmfeatError if failed else DataError)("; ".join([*reasons, *map(str, taken)]))
+    reasons = [str(error) for error in taken]
+    failed = next((member for member in members if member.diverged is not None), None)
+    if failed is not None:
+        diverged = f"{failed.run.path} diverged in epoch {failed.diverged}: its loss is no number any more"
+        raise ItmfeatError("; ".join([f"{diverged}; try a lower learning rate", *reasons]))
+    if taken:
+        raise DataError("; ".join(reasons))
     return [member.run.path for member in members]
 
 

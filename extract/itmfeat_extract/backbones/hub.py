@@ -141,9 +141,8 @@ def load_model(
         config = read_json(folder / "config.json")
         if config.get("architectures") == [bare]:
             return load_model(bare, folder, **options)[0], set(optional)
-        if (
-            "projection_dim" in config
-        ):  # LAION's say it here alone; in the config of a half then stands a default
+        # LAION's large ones say it here alone, and transformers would read a default in the half.
+        if "projection_dim" in config:
             options["projection_dim"] = config["projection_dim"]
     with quiet():
         import torch
